@@ -27,6 +27,11 @@ from data.mini.problems import (
 
 LETTERS = "ABCDE"
 IMAGE_SLOTS = 6
+OPENED = 0.35  # share of problems without options, answered in words
+OPTION_WORDS = sorted(
+    {word for table in TABLES for word in table.pairs.values()}
+    | {value for family in FAMILIES for values in family.attributes.values() for value in values}
+)
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Mixture:
 class Document:
     """Token ids, the weight of each token as a target, and the places of answer letters."""
 
+    kind: str = "problem"
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     letters: list[tuple[int, int]] = field(default_factory=list)  # (position of the letter, options)
@@ -69,8 +75,10 @@ class Writer:
             (self.plain, 1),
         ]
 
-    def document(self) -> Document:
-        """A document of a random kind."""
+    def document(self, drills_only: bool = False) -> Document:
+        """A document of a random kind; training begins with drills only."""
+        if drills_only:
+            return self.drill()
         (write,) = self.rng.choices([kind for kind, _ in self.kinds], [share for _, share in self.kinds])
         return write()
 
@@ -83,7 +91,7 @@ class Writer:
         else:
             row = any_text_problem(self.rng, pool).row
         document = self._start("Image: N/A")
-        self._question(document, row, opened=pool == "training" and self.rng.random() < 0.2)
+        self._question(document, row, opened=pool == "training" and self.rng.random() < OPENED)
         return self._end(document)
 
     def captioned(self, pool: Pool = "training") -> Document:
@@ -96,7 +104,7 @@ class Writer:
         else:
             words = self._keywords(problem.family, problem.facts)
         document.add(words, self.TEXT)
-        self._question(document, problem.row, opened=pool == "training" and self.rng.random() < 0.2)
+        self._question(document, problem.row, opened=pool == "training" and self.rng.random() < OPENED)
         return self._end(document)
 
     def mixed(self, pool: Pool = "training") -> Document:
@@ -112,7 +120,7 @@ class Writer:
             weights = [self.rng.random() ** clear for _ in words]
             scale = self.rng.uniform(0.5, 1.5) / max(sum(weight**2 for weight in weights) ** 0.5, 1e-3)
             document.mixtures.append(Mixture(first + slot, words, [scale * w for w in weights]))
-        self._question(document, problem.row, opened=pool == "training" and self.rng.random() < 0.2)
+        self._question(document, problem.row, opened=pool == "training" and self.rng.random() < OPENED)
         return self._end(document)
 
     def several(self) -> Document:
@@ -134,13 +142,14 @@ class Writer:
     def drill(self) -> Document:
         """Options, then each of them with its letter: looking an option up and nothing else."""
         rng = self.rng
-        words = rng.sample([word for table in TABLES for word in table.pairs.values()], 5)
+        words = rng.sample(OPTION_WORDS, 5)
         document = self._start("Image: N/A")
+        document.kind = "drill"
         options = " ".join(f"({LETTERS[i]}) {word}" for i, word in enumerate(words))
         document.add(self.tokenizer.encode(f"Options: {options}"), self.TEXT)
-        for _ in range(6):
+        for _ in range(10):
             index = rng.randrange(len(words))
-            document.add(self._continued(f"\n{words[index]} is"), self.TEXT)
+            document.add(self.tokenizer.encode(f"{words[index]} is"), self.TEXT)
             self._letter(document, index, len(words))
         return self._end(document)
 

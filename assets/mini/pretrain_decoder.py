@@ -27,6 +27,8 @@ from models.decoder import Decoder, DecoderConfig
 
 CONFIG = {"dim": 192, "n_layers": 4, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 512, "max_positions": 512}
 
+DRILL_STEPS = 200  # first learn to look an option up, then everything else beside it
+
 
 def embed(decoder: Decoder, documents: list[Document]) -> Tensor:
     """Embeddings float[N, D] of the packed documents, mixtures in place."""
@@ -54,11 +56,13 @@ def hidden_states(decoder: Decoder, documents: list[Document]) -> Tensor:
 
 
 def step_loss(decoder: Decoder, documents: list[Document]) -> tuple[Tensor, float]:
-    """Weighted cross-entropy of the next token, and the mean loss of the answer letters alone."""
+    """Weighted cross-entropy of the next token, and the mean loss of the answer letters outside drills."""
     hidden = hidden_states(decoder, documents)
+    only_drills = all(document.kind == "drill" for document in documents)
     sources, targets, weights, letters, start = [], [], [], [], 0
     for document in documents:
-        places = {place for place, _ in document.letters}
+        counted = only_drills or document.kind != "drill"
+        places = {place for place, _ in document.letters} if counted else set()
         for place in range(1, len(document.ids)):
             if document.weights[place]:
                 sources.append(start + place - 1)
@@ -135,7 +139,7 @@ def main() -> None:
     while (done := (time.time() - began) / (60 * options.minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        documents = sorted((writer.document() for _ in range(options.batch)), key=lambda d: len(d.ids))
+        documents = sorted((writer.document(step < DRILL_STEPS) for _ in range(options.batch)), key=lambda d: len(d.ids))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, letter_loss = step_loss(decoder, documents)
         optimizer.zero_grad()

@@ -1,0 +1,33 @@
+"""The model card that lies beside an adapter's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def model_card(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A short README for an adapter folder, from what the folder itself records."""
+    count = sum(tensor.numel() for tensor in tensors.values())
+    provenance = description.get("provenance", {})
+    lines = [
+        "---",
+        "library_name: mma",
+        "tags: [mma, adapter, vision-language]",
+        "---",
+        "",
+        "# Mixture-of-modality adapter",
+        "",
+        f"{count:,} trained parameters in {len(tensors)} tensors for {description.get('base', 'a base')}.",
+        "",
+        "| setting | value |",
+        "|---|---|",
+    ]
+    shown = ("r", "routes", "groups", "temperature", "scale", "placement", "tower", "modalities", "template")
+    lines += [f"| {name} | {description[name]} |" for name in shown if name in description]
+    if provenance:
+        lines += ["", "## Where it comes from", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in sorted(provenance.items())]
+    return "\n".join([*lines, ""])

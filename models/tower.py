@@ -1,0 +1,120 @@
+"""The frozen image encoder: an open_clip vision transformer and the class tokens it is read by.
+
+The preprocessing belongs to the tower and comes with it. Knows nothing of decoders or adapters.
+
+Shapes: P pictures, H and W pixels, V tower width, K class tokens (one after every n-th block).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+
+from models.errors import ModelError
+from models.weights import read_tensors
+
+Preprocess = Callable[[Image.Image], Tensor]
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """An open_clip model configuration and the preprocessing its weights were trained with."""
+
+    model: dict[str, Any]
+    preprocess: dict[str, Any]
+
+
+def read_spec(name: str) -> TowerSpec:
+    """The spec of an open_clip architecture name, a JSON file or a folder with `open_clip_config.json`."""
+    path = Path(name)
+    path = path / CONFIG_FILE if path.is_dir() else path
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ModelError(f"tower: there is no file {path}")
+        try:
+            content = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ModelError(f"tower: {path} is not JSON ({error})") from error
+        model = content.get("model_cfg", content)
+        if "vision_cfg" not in model:
+            raise ModelError(f"tower: {path} has no vision_cfg; it must be an open_clip model configuration")
+        return TowerSpec(model, content.get("preprocess_cfg", {}))
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ModelError(
+            f"tower: {name!r} is neither a folder with {CONFIG_FILE} nor a model open_clip knows "
+            "(open_clip.list_models() lists those)"
+        )
+    return TowerSpec(config, {})
+
+
+def preprocess_of(spec: TowerSpec) -> Preprocess:
+    """The tower's own way from a picture to float[3, H, W]."""
+    settings = {"size": spec.model["vision_cfg"].get("image_size", 224), **spec.preprocess}
+    return image_transform_v2(PreprocessCfg(**settings), is_train=False)  # type: ignore[no-any-return]
+
+
+class Tower(nn.Module):
+    """A vision transformer read by the class token after every n-th block (LaVIN, arXiv 2305.15023)."""
+
+    def __init__(self, spec: TowerSpec, every: int = 4) -> None:
+        super().__init__()
+        settings = spec.model["vision_cfg"]
+        if "timm_model_name" in settings or isinstance(settings.get("layers"), list):
+            raise ModelError("tower: only open_clip's own vision transformers have class tokens to read")
+        vision = open_clip.model.CLIPVisionCfg(**settings)
+        quick = bool(spec.model.get("quick_gelu", False))
+        self.visual = open_clip.model._build_vision_tower(spec.model["embed_dim"], vision, quick_gelu=quick)
+        self.width: int = self.visual.conv1.out_channels
+        self.image_size: tuple[int, int] = self.visual.image_size
+        if not 0 < every <= len(self.blocks):
+            raise ModelError(f"tower: class tokens after every {every} blocks of {len(self.blocks)}")
+        self.every = every
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks of the tower."""
+        return self.visual.transformer.resblocks
+
+    @property
+    def tokens(self) -> int:
+        """How many class tokens a picture gives."""
+        return len(self.blocks) // self.every
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """float[P, 3, H, W] -> class tokens float[P, K, V]."""
+        read = range(self.every - 1, len(self.blocks), self.every)
+        found = self.visual.forward_intermediates(
+            pictures, indices=list(read), intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        kept = [prefix[:, 0] for prefix in found["image_intermediates_prefix"]]
+        return torch.stack(kept, dim=1)
+
+
+def load_tower_weights(tower: Tower, path: Path) -> None:
+    """Loads `visual.*` of an open_clip or OpenAI CLIP file (safetensors or restricted .pt), strictly."""
+    tensors = read_tensors(path)
+    visual = {name.removeprefix("visual."): x for name, x in tensors.items() if name.startswith("visual.")}
+    expected = tower.visual.state_dict()
+    missing, wrong = sorted(expected.keys() - visual.keys()), []
+    for name in expected.keys() & visual.keys():
+        if visual[name].shape != expected[name].shape:
+            wrong.append(f"{name} is {tuple(visual[name].shape)}, not {tuple(expected[name].shape)}")
+    if missing or wrong or visual.keys() - expected.keys():
+        extra = sorted(visual.keys() - expected.keys())
+        raise ModelError(
+            f"tower: {path} does not fit the tower: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(extra)} unexpected {extra[:3]}, {len(wrong)} misshapen {wrong[:3]}"
+        )
+    tower.visual.load_state_dict(visual, assign=True)

@@ -1,0 +1,180 @@
+"""The joined model equals the public LaVIN code on its own outputs (MMA_GOLDEN/lavin/*)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mma.lavin import load_lavin, read_lavin, rename
+from models.multimodal import MultimodalLM
+from models.tower import Tower, TowerSpec, load_tower_weights
+from models.weights import load_decoder
+
+ROOT = Path(os.environ.get("MMA_GOLDEN", "../shared/golden"))
+CASES = sorted(path.parent for path in ROOT.glob("**/case.safetensors"))
+pytestmark = pytest.mark.skipif(not CASES, reason=f"no golden cases under {ROOT} (set MMA_GOLDEN)")
+
+
+@dataclass
+class Batch:
+    ids: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+    modalities: tuple[str, ...]
+    slots: Tensor
+    pictures: Tensor | None
+    sources: Tensor
+    targets: Tensor
+
+
+def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
+    settings = json.loads((folder / "config.json").read_text())
+    decoder = load_decoder(folder / weights, dtype=torch.float32)
+    tensors = load_file(folder / "clip_visual.safetensors")
+    vision = {
+        "image_size": settings["image_size"],
+        "layers": settings["vision_layers"],
+        "width": settings["vision_width"],
+        "head_width": settings["vision_width"] // settings["vision_heads"],
+        "patch_size": settings["patch_size"],
+    }
+    model = {
+        "embed_dim": tensors["visual.proj"].shape[1],
+        "vision_cfg": vision,
+        "quick_gelu": settings["activation"] == "QuickGELU",
+    }
+    tower = Tower(TowerSpec(model, {}), every=4)
+    load_tower_weights(tower, folder / "clip_visual.safetensors")
+    model = MultimodalLM(decoder, tower)
+    config = read_lavin(folder / "checkpoint-19.pth").config
+    assert config is not None
+    load_lavin(model.adapters, folder / "checkpoint-19.pth", replace(config, dropout=0.0))
+    return model.eval()
+
+
+def build_batch(folder: Path, slots_per_picture: int) -> Batch:
+    """The case's inputs with prefix and picture slots put in, cut as the public code cuts them."""
+    case = load_file(folder / "case.safetensors")
+    room = json.loads((folder / "config.json").read_text())["max_seq_len"] - 1  # less the modality token
+    ids, labels, slots, modalities, lengths = [], [], [], [], []
+    for row, label, seen in zip(case["tokens"], case["labels"], case["indicators"], strict=True):
+        prefix = case["prefix_image" if seen else "prefix_text_only"].tolist()
+        inserted = prefix + [0] * (slots_per_picture if seen else 0)
+        start = len(ids)
+        ids += [*row[:1].tolist(), *inserted, *row[1:].tolist()][:room]
+        labels += [*label[:1].tolist(), *[0] * len(inserted), *label[1:].tolist()][:room]
+        if seen:
+            first = start + 1 + len(prefix)
+            slots += range(first, first + slots_per_picture)
+        lengths.append(len(ids) - start)
+        modalities.append("image" if seen else "text")
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    targets = torch.tensor(labels)
+    supervised = targets.nonzero()[:, 0]
+    supervised = supervised[~torch.isin(supervised, starts)]
+    return Batch(
+        ids=torch.tensor(ids),
+        positions=torch.cat([torch.arange(1, length + 1) for length in lengths]),
+        lengths=tuple(lengths),
+        modalities=tuple(modalities),
+        slots=torch.tensor(slots),
+        pictures=case["images"][case["indicators"].bool()],
+        sources=supervised - 1,
+        targets=targets[supervised],
+    )
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    assert got.shape == want.shape
+    return ((got - want).abs().max() / want.abs().max().clamp(min=1e-12)).item()
+
+
+@pytest.fixture(params=CASES, ids=lambda path: path.name)
+def folder(request) -> Path:
+    return request.param
+
+
+@pytest.mark.parametrize("weights", [".", "sharded"])
+def test_features_hidden_states_logits_and_loss(folder, weights):
+    model = build_model(folder, weights)
+    case = load_file(folder / "case.safetensors")
+    batch = build_batch(folder, model.tower.tokens)
+    seen = case["indicators"].bool()
+    hidden: dict[int, Tensor] = {}
+    for index, block in enumerate(model.decoder.blocks):
+        block.register_forward_hook(lambda _, __, out, index=index: hidden.update({index: out}))
+    with torch.enable_grad():
+        loss = model.loss(batch) / len(batch.targets)
+        normed = model.hidden(batch)
+        features = model.tower(batch.pictures)
+    assert error(features, case["vision_features"][seen]) < 1e-5
+    assert error(model.project(batch.pictures), case["image_embeds"][seen]) < 1e-5
+    token = torch.tensor([{"text": 0, "image": 1}[name] for name in batch.modalities])
+
+    def with_token(packed: Tensor) -> Tensor:
+        """Rows as the public code has them: the modality token, then the sample."""
+        rows = packed[2:].view(len(batch.lengths), batch.lengths[0], -1)
+        return torch.cat([packed[token][:, None], rows], dim=1)
+
+    for index, packed in hidden.items():
+        assert error(with_token(packed), case[f"hidden.{index}"]) < 1e-5
+    samples = normed.view(len(batch.lengths), batch.lengths[0], -1)
+    assert error(samples, case["norm"][:, 1:]) < 1e-5
+    assert error(model.decoder.head(samples), case["logits"][:, 1:]) < 1e-5
+    assert error(loss, case["loss"][0]) < 1e-5
+
+
+def test_router_table_gives_the_same_logits(folder):
+    model = build_model(folder)
+    batch = build_batch(folder, model.tower.tokens)
+    with torch.enable_grad():
+        by_tokens = model(batch)
+    with torch.no_grad():
+        by_table = model(batch)
+    assert error(by_table, by_tokens.detach()) < 1e-5
+
+
+def test_every_gradient(folder):
+    model = build_model(folder)
+    case = load_file(folder / "case.safetensors")
+    batch = build_batch(folder, model.tower.tokens)
+    (model.loss(batch) / len(batch.targets)).backward()
+    wanted = rename({n.removeprefix("grad."): x for n, x in case.items() if n.startswith("grad.")})
+    trained = model.adapters.trainable_parameters()
+    assert trained.keys() == wanted.keys()
+    for name, parameter in trained.items():
+        assert parameter.grad is not None, name
+        assert error(parameter.grad, wanted[name]) < 1e-4, name
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_training_trace(folder):
+    trace = json.loads((folder / "config.json").read_text())["trace"]
+    model = build_model(folder)
+    batch = build_batch(folder, model.tower.tokens)
+    trained = model.adapters.trainable_parameters()
+    decayed = [p for p in trained.values() if p.ndim > 1]
+    flat = [p for p in trained.values() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.02}, {"params": flat, "weight_decay": 0.0}],
+        lr=0.0, betas=(0.9, 0.95), eps=1e-8,
+    )
+    model.train()
+    for step, wanted in enumerate(trace["losses"]):
+        rate = 9e-3 * (step + 1) / 5 if step < 5 else 9e-3 * 0.5 * (1 + math.cos(math.pi * (step - 5) / 15))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model.loss(batch) / len(batch.targets)
+        assert loss.item() == pytest.approx(wanted, rel=1e-4), f"step {step}"
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
