@@ -37,7 +37,7 @@ def open_picture(path: Path) -> Image.Image:
             picture.load()
             return to_rgb(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, "more pixels than Pillow opens") from error
+        raise _too_large(path, "too many pixels") from error
     except FileNotFoundError as error:
         raise DataError(f"there is no picture {path}; put it there or correct the row") from error
     except UnidentifiedImageError as error:

@@ -36,9 +36,7 @@ PROMPT_END = "Response:"
 
 def render(problem: Problem, format: str, image_path: Path | None, captions: bool = False) -> Sample:
     """The sample of a problem in a named format; `captions` adds the picture's caption to the context."""
-    if format not in FORMATS:
-        near = get_close_matches(format.upper(), FORMATS, n=3, cutoff=0.0)
-        raise DataError(f"there is no prompt format {format!r}; the nearest are {', '.join(near)}")
+    require_format(format)
     prompt_parts, response_parts = format.split("-")
     options = tuple(f"The answer is {letter}." for letter in LETTERS[: len(problem.choices)])
     return Sample(
@@ -49,6 +47,13 @@ def render(problem: Problem, format: str, image_path: Path | None, captions: boo
         options=options,
         gold=problem.answer,
     )
+
+
+def require_format(format: str) -> None:
+    """Refuses a name that is not in the table."""
+    if format not in FORMATS:
+        near = get_close_matches(format.upper(), FORMATS, n=3, cutoff=0.0)
+        raise DataError(f"there is no prompt format {format!r}; the nearest are {', '.join(near)}")
 
 
 def context(problem: Problem, captions: bool) -> str:

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.__main__ import LengthTokenizer
+from data.sample import Sample, Tokens
+from data.template import LavinTemplate
+
+PROMPT = "Question: Why?\nResponse:"
+
+
+@pytest.fixture
+def template(tokenizer: LengthTokenizer) -> LavinTemplate:
+    return LavinTemplate(tokenizer, image_slots=6)
+
+
+def sample(image: Path | None = None, response: str = "The answer is B.") -> Sample:
+    return Sample("7", PROMPT, response, image, ("The answer is A.", "The answer is B."), 1)
+
+
+def test_text_sample_is_prefix_prompt_response(template: LavinTemplate, tokenizer: LengthTokenizer) -> None:
+    tokens = template.tokens(sample())
+    head = [tokenizer.bos_id, *tokenizer.encode("Image: N/A")]
+    response = tokenizer.encode("The answer is B.", continues=True)
+    assert list(tokens.ids) == [*head, *tokenizer.encode(PROMPT), *response, tokenizer.eos_id]
+    assert tokens.slots == ()
+    assert (tokens.modality, tokens.head) == ("text", len(head))
+
+
+def test_image_sample_has_empty_slots_behind_the_prefix(
+    template: LavinTemplate, tokenizer: LengthTokenizer
+) -> None:
+    tokens = template.tokens(sample(Path("a.png")))
+    prefix = [tokenizer.bos_id, *tokenizer.encode("Image: ")]
+    assert tokens.slots == tuple(range(len(prefix), len(prefix) + 6))
+    assert list(tokens.ids[: len(prefix) + 6]) == [*prefix, 0, 0, 0, 0, 0, 0]
+    assert (tokens.modality, tokens.head) == ("image", len(prefix) + 6)
+
+
+@pytest.mark.parametrize("image", [None, Path("a.png")])
+def test_supervised_is_exactly_response_and_end(
+    template: LavinTemplate, tokenizer: LengthTokenizer, image: Path | None
+) -> None:
+    tokens = template.tokens(sample(image))
+    targets = [token for token, is_target in zip(tokens.ids, tokens.supervised, strict=True) if is_target]
+    assert tokenizer.decode(targets[:-1]) == "The answer is B."
+    assert targets[-1] == tokenizer.eos_id
+    assert tokens.supervised == (False,) * (len(tokens) - len(targets)) + (True,) * len(targets)
+
+
+def test_empty_response_leaves_out_response_and_end(template: LavinTemplate) -> None:
+    full, prompt = template.tokens(sample()), template.tokens(sample(), response="")
+    assert prompt.ids == full.ids[: len(prompt)]
+    assert not any(prompt.supervised)
+
+
+def test_another_response_replaces_the_own(template: LavinTemplate) -> None:
+    other = template.tokens(sample(), response="The answer is A.")
+    assert other == template.tokens(sample(response="The answer is A."))
+
+
+def test_the_response_begins_without_a_space(template: LavinTemplate, tokenizer: LengthTokenizer) -> None:
+    tokens = template.tokens(sample())
+    assert tokenizer.decode(tokens.ids[tokens.head :]).endswith("Response:The answer is B.")
+
+
+def test_no_slots_is_refused(tokenizer: LengthTokenizer) -> None:
+    with pytest.raises(ValueError, match="at least one slot, not 0"):
+        LavinTemplate(tokenizer, image_slots=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"supervised": (False,)}, "2 ids but 1 supervised marks"),
+        ({"supervised": (True, False)}, "first token is supervised"),
+        ({"slots": (1,)}, "1 image slots with picture None"),
+        ({"image": Path("a.png")}, "0 image slots with picture a.png"),
+        ({"image": Path("a.png"), "slots": (2,)}, r"\(2,\) lie outside its 2 tokens"),
+    ],
+)
+def test_inconsistent_tokens_are_refused(fields: dict[str, object], message: str) -> None:
+    good = Tokens("7", (1, 5), (False, True), slots=(), modality="text", image=None)
+    with pytest.raises(ValueError, match=f"sample 7: .*{message}"):
+        replace(good, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Prompts of the public ScienceQA code, and real ScienceQA rows, where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.check import check
+from data.prompts import FORMATS, render
+from data.scienceqa import Problem, load_split
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+CASES = Path(os.environ.get("MMA_GOLDEN", SHARED / "golden")) / "eval/prompts/lavin_scienceqa.jsonl"
+SCIENCEQA = Path(os.environ.get("MMA_SCIENCEQA", SHARED / "scienceqa"))
+
+needs_cases = pytest.mark.skipif(not CASES.is_file(), reason=f"no golden prompts at {CASES} (MMA_GOLDEN)")
+needs_scienceqa = pytest.mark.skipif(
+    not (SCIENCEQA / "problems.json").is_file(), reason=f"no ScienceQA at {SCIENCEQA} (MMA_SCIENCEQA)"
+)
+
+# The public code swaps these two.
+SWAPPED = {"QCM-AL": "QCM-AE", "QCM-AE": "QCM-AL"}
+
+
+def cases() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in CASES.read_text().splitlines()] if CASES.is_file() else []
+
+
+def golden_problem(case: dict[str, Any]) -> Problem:
+    fields = case["problem"]
+    unused = {
+        "task": "",
+        "grade": "",
+        "subject": "",
+        "topic": None,
+        "category": None,
+        "skill": None,
+        "split": "test",
+    }
+    given = {**fields, "choices": tuple(fields["choices"])}
+    return Problem(pid=case["id"], image=None, **given, **unused)
+
+
+@needs_cases
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case["id"])
+def test_prompts_equal_the_public_ones(case: dict[str, Any]) -> None:
+    sample = render(golden_problem(case), case["prompt_format"], None, captions=case["use_caption"])
+    assert sample.prompt == case["prompt"]
+
+
+@needs_cases
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case["id"])
+def test_responses_equal_the_public_ones_but_for_two_slips(case: dict[str, Any]) -> None:
+    name = SWAPPED.get(case["prompt_format"], case["prompt_format"])
+    sample = render(golden_problem(case), name, None)
+    assert sample.response == case["target"].removesuffix(" BECAUSE:")
+
+
+@needs_cases
+def test_both_slips_occur_in_the_golden_file() -> None:
+    assert any(case["target"].endswith("BECAUSE:") for case in cases())
+    assert {case["prompt_format"] for case in cases()} >= set(SWAPPED)
+
+
+@needs_scienceqa
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_every_real_row_renders_in_every_format(split: str) -> None:
+    problems = load_split(SCIENCEQA, split)
+    assert problems
+    for problem in problems:
+        for name in FORMATS:
+            sample = render(problem, name, problem.picture(SCIENCEQA), captions=True)
+            assert not sample.response.endswith("BECAUSE:")
+            assert sample.options[problem.answer] in sample.response
+
+
+@needs_scienceqa
+def test_the_real_set_has_no_faults() -> None:
+    result = check(SCIENCEQA)
+    assert result.faults == ()
+    assert result.splits["test"].problems == len(load_split(SCIENCEQA, "test"))
