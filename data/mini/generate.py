@@ -24,7 +24,7 @@ from data.mini.problems import MiniProblem, Pool, caption, hint_problem, picture
 
 Source = TypeVar("Source")
 VERSION = 1  # raise when the same seed no longer gives the same bytes
-SMALLEST = 120
+SMALLEST = 180  # twelve pictures in the smallest split
 STAMP = "generated.json"
 POOLS: dict[str, Pool] = {"train": "training", "val": "evaluation", "test": "evaluation"}
 
