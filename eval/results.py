@@ -1,0 +1,178 @@
+"""The result file of an evaluation, and the prediction files that others publish.
+
+A broken or foreign file is refused with one line. Knows nothing of models or of how to score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.errors import EvalError
+from eval.scienceqa import CATEGORIES, Score, Scores
+
+FORMAT = "mma-eval-1"
+_PARTS = ("scores", "unparsable", "predictions", "settings", "versions", "digests")
+_PACKAGES = {"torch": "torch", "open_clip": "open_clip_torch", "safetensors": "safetensors"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was answered to one question."""
+
+    option: int | None  # None: the answer named no option
+    gold: int | None = None  # None: the file does not say
+    text: str | None = None  # of a generated answer
+    likelihoods: tuple[float, ...] | None = None  # natural logarithm, per option; of a choice
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything the result file holds."""
+
+    scores: Scores
+    predictions: dict[str, Prediction]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    digests: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """The versions a result may depend on; the project's own is that of the installed `mma`."""
+    found = {"python": platform.python_version()}
+    for name, distribution in {**_PACKAGES, "project": "mma"}.items():
+        try:
+            found[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write the file whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "scores": {name: asdict(score) for name, score in result.scores.categories.items()},
+        "unparsable": result.scores.unparsable,
+        "predictions": {pid: asdict(prediction) for pid, prediction in result.predictions.items()},
+        "settings": result.settings,
+        "versions": result.versions,
+        "digests": result.digests,
+    }
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under another name first, so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_result(path: Path) -> Result:
+    """The result file of an earlier evaluation."""
+    content = _read_object(path)
+    if content.get("format") != FORMAT:
+        raise EvalError(f"{path}: not a result of `python -m eval scienceqa` (no format {FORMAT!r} in it)")
+    return _result(path, content)
+
+
+def read_predictions(path: Path) -> dict[str, Prediction]:
+    """The predictions of a result file, or of a published one: question id -> index of the option.
+
+    Published are a bare object, and an object holding it as `results` with the texts as `outputs`;
+    -1 stands there for an answer that named no option.
+    """
+    content = _read_object(path)
+    if content.get("format") == FORMAT:
+        return _result(path, content).predictions
+    options, texts = content, {}
+    if isinstance(content.get("results"), dict):
+        options, texts = content["results"], content.get("outputs")
+    texts = texts if isinstance(texts, dict) else {}
+    if not options:
+        raise EvalError(f"{path}: no predictions in it")
+    for pid, option in options.items():
+        if not isinstance(option, int) or isinstance(option, bool) or option < -1:
+            raise EvalError(
+                f"{path}: neither a result of `python -m eval` nor question id -> index of the option "
+                f"(-1: none): {pid!r} has {_shown(option)}"
+            )
+    return {
+        pid: Prediction(None if option == -1 else option, text=texts.get(pid))
+        for pid, option in options.items()
+    }
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EvalError(f"{path}: no such file") from None
+    except OSError as error:
+        raise EvalError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise EvalError(f"{path}: not a JSON file (it is not text in UTF-8)") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise EvalError(f"{path}: broken JSON at {where}: {error.msg}; write the file anew") from None
+    if not isinstance(content, dict):
+        raise EvalError(f"{path}: holds {_shown(content)} where an object was expected")
+    return content
+
+
+def _result(path: Path, content: Mapping[str, Any]) -> Result:
+    missing = [part for part in _PARTS if part not in content]
+    if missing:
+        raise EvalError(f"{path}: a result file without {', '.join(missing)}; evaluate again")
+    try:
+        categories = {name: _score(content["scores"][name]) for name in CATEGORIES}
+        predictions = {pid: _prediction(value) for pid, value in content["predictions"].items()}
+        scores = Scores(categories, int(content["unparsable"]))
+        parts = [dict(content[part]) for part in ("settings", "versions", "digests")]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise EvalError(f"{path}: a damaged result file ({reason}); evaluate again") from None
+    return Result(scores, predictions, *parts)
+
+
+def _score(value: Mapping[str, Any]) -> Score:
+    """One score of a result file; what does not fit raises one of Python's own errors."""
+    count = int(value["count"])
+    if count == 0:
+        return Score.of(0, 0)
+    return Score(float(value["value"]), float(value["low"]), float(value["high"]), count)
+
+
+def _prediction(value: Mapping[str, Any]) -> Prediction:
+    """One prediction of a result file; what does not fit raises one of Python's own errors."""
+    option, gold, likelihoods = value["option"], value["gold"], value["likelihoods"]
+    if not isinstance(option, int | None) or not isinstance(gold, int) or (option or 0) < 0:
+        raise ValueError(f"option {_shown(option)}, right answer {_shown(gold)}")
+    if likelihoods is not None:
+        likelihoods = tuple(float(number) for number in likelihoods)
+        if not all(math.isfinite(number) for number in likelihoods):
+            raise ValueError("a likelihood that is not a number")
+    return Prediction(option, gold, value["text"], likelihoods)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,85 @@
+"""Intervals and tests for counts of right answers; pure functions that know of no benchmark.
+
+Letters: two systems A and B answered the same questions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+Z95 = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
+
+
+class Interval(NamedTuple):
+    """Both ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """How often two systems were right on the same questions."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def count(self) -> int:
+        return sum(self)
+
+
+def wilson(right: int, count: int, z: float = Z95) -> Interval:
+    """Score interval of a proportion (Wilson 1927); it stays within [0, 1] and holds at both ends."""
+    if not 0 <= right <= count or count == 0:
+        raise ValueError(f"wilson: {right} right of {count} is no proportion")
+    share, spread = right / count, z * z / count
+    centre = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    # at 0 and at `count` the exact end is the proportion itself; rounding would miss it by 1e-17
+    low = 0.0 if right == 0 else (centre - half) / (1 + spread)
+    high = 1.0 if right == count else (centre + half) / (1 + spread)
+    return Interval(low, high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact McNemar test: the chance of a split this uneven if A and B were equally good."""
+    if min(only_a, only_b) < 0:
+        raise ValueError(f"mcnemar: counts must not be negative, got {only_a} and {only_b}")
+    changed = only_a + only_b
+    # whole numbers until the last division: 0.5 ** n would underflow from n = 1075 on
+    tail = sum(math.comb(changed, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def paired_difference(pairs: Paired, z: float = Z95) -> tuple[float, Interval]:
+    """Accuracy of A minus that of B, with the score interval of Newcombe (1998, method 10)."""
+    count = pairs.count
+    right_a, right_b = pairs.both + pairs.only_a, pairs.both + pairs.only_b
+    share_a, share_b = right_a / count, right_b / count
+    low_a, high_a = wilson(right_a, count, z)
+    low_b, high_b = wilson(right_b, count, z)
+    phi = _correlation(pairs)
+    below = _length(share_a - low_a, high_b - share_b, phi)
+    above = _length(high_a - share_a, share_b - low_b, phi)
+    difference = share_a - share_b
+    return difference, Interval(max(-1.0, difference - below), min(1.0, difference + above))
+
+
+def _length(side: float, other: float, phi: float) -> float:
+    """The third side of a triangle; the two systems' errors partly cancel, as far as they correlate."""
+    return math.sqrt(max(0.0, side * side - 2 * phi * side * other + other * other))
+
+
+def _correlation(pairs: Paired) -> float:
+    """Newcombe's phi, with his correction of a positive numerator."""
+    both, only_a, only_b, neither = pairs
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    if margins == 0:
+        return 0.0
+    numerator = both * neither - only_a * only_b
+    if numerator > 0:
+        numerator = max(0.0, numerator - pairs.count / 2)
+    return numerator / math.sqrt(margins)

@@ -1,0 +1,102 @@
+"""One evaluation from an adapter folder and a data set to a result.
+
+This is where models, data and adapters meet for an evaluation; the arithmetic is in `runner.py` and
+`scienceqa.py`.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.pictures import picture_loader
+from data.prompts import render, require_format
+from data.scienceqa import digest, load_split
+from data.template import LavinTemplate
+from eval.errors import EvalError
+from eval.results import Result, file_digest, versions
+from eval.runner import Asker, answer, choose, noise_instead
+from eval.scienceqa import score
+from mma.folder import CONFIG, TENSORS, read_description
+from models.build import BaseSettings, System, load
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated, and how."""
+
+    data: Path
+    split: str
+    adapter: Path  # an adapter folder, or a run folder that holds one
+    decode: Literal["choice", "generate"] = "choice"
+    blind: bool = False  # every picture replaced by noise
+    no_adapter: bool = False  # the untouched base
+    format: str | None = None  # of the prompt; None: the one the adapter was trained with
+    max_new_tokens: int = 64
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise EvalError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+
+
+def adapter_folder(path: Path) -> Path:
+    """The adapter folder itself, or the one in a run folder."""
+    for folder in (path, path / "adapter"):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise EvalError(f"{path}: neither an adapter folder (with {CONFIG}) nor a run folder (with adapter/)")
+
+
+def evaluate(settings: Settings, base: BaseSettings | None, device: str) -> Result:
+    """Load everything, ask every question of the split, and score."""
+    problems = load_split(settings.data, settings.split)  # first: wrong data shows before a model is loaded
+    if not problems:
+        raise EvalError(f"{settings.data}: split {settings.split!r} is empty; name another")
+    folder = adapter_folder(settings.adapter)
+    prompt = prompt_of(settings, read_description(folder))
+    samples = [
+        render(problem, prompt["format"], problem.picture(settings.data), prompt["captions"])
+        for problem in problems
+    ]
+    system = load(folder, base, device)
+    pictures = noise_instead(system, samples) if settings.blind else picture_loader(system.preprocess)
+    template = LavinTemplate(system.tokenizer, system.image_slots)
+    asker = Asker(system, template, pictures, settings.batch_tokens)
+    with system.model.adapters.disable_adapter() if settings.no_adapter else nullcontext():
+        if settings.decode == "choice":
+            predictions = choose(asker, samples)
+        else:
+            predictions = answer(asker, samples, max_new_tokens=settings.max_new_tokens)
+    by_id = {problem.pid: problem for problem in problems}
+    scores = score(by_id, {pid: prediction.option for pid, prediction in predictions.items()})
+    told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    return Result(
+        scores=scores,
+        predictions=predictions,
+        settings={"benchmark": "scienceqa", **told, **prompt},
+        versions=versions(),
+        digests=_digests(settings, folder, system),
+    )
+
+
+def prompt_of(settings: Settings, description: dict[str, Any]) -> dict[str, Any]:
+    """The prompt format and whether it has captions, as the adapter was trained."""
+    provenance = description.get("provenance", {})
+    name = settings.format or provenance.get("format")
+    if name is None:
+        raise EvalError(
+            f"{settings.adapter}: its {CONFIG} does not say with which prompt format it was trained; "
+            "give one, e.g. --format QCM-A"
+        )
+    require_format(name)
+    return {"format": name, "captions": bool(provenance.get("captions", False))}
+
+
+def _digests(settings: Settings, folder: Path, system: System) -> dict[str, str]:
+    """What the result depends on; the untouched base does not depend on the adapter."""
+    adapter = {} if settings.no_adapter else {"adapter": file_digest(folder / TENSORS)}
+    return {**system.digests, **adapter, "data": digest(settings.data, settings.split)}
