@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from sentencepiece import SentencePieceProcessor
 
 from data.check import LengthRule, check
 from data.errors import DataError
+from data.mini.generate import generate
 from data.prompts import FORMATS, require_format
 from data.report import report
 from data.template import LavinTemplate
@@ -79,7 +79,6 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_mini(options: argparse.Namespace) -> int:
     """`mini`: writes the generated data set."""
-    generate = importlib.import_module("data.mini.generate").generate
     generate(options.folder, options.problems, options.seed)
     print(f"wrote {options.problems} problems to {options.folder}")
     return 0

@@ -11,12 +11,15 @@ import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from data.errors import DataError
+
+if TYPE_CHECKING:  # importing torch takes seconds, which `python -m data check` need not wait
+    from torch import Tensor
 
 # Below Pillow's own limit (89 million), which only warns; 50 million pixels are 150 MB as RGB.
 MAX_PIXELS = 50_000_000

@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -53,8 +52,6 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
 
 def test_mini_hands_its_settings_to_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
-    monkeypatch.setitem(
-        sys.modules, "data.mini.generate", SimpleNamespace(generate=lambda *given: calls.append(given))
-    )
+    monkeypatch.setattr("data.__main__.generate", lambda *given: calls.append(given))
     assert main(["mini", str(tmp_path), "--problems", "20", "--seed", "4"]) == 0
     assert calls == [(tmp_path, 20, 4)]

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.__main__ import LengthTokenizer
 from data.sample import Sample, Tokens
@@ -49,6 +51,17 @@ def test_supervised_is_exactly_response_and_end(
     assert tokenizer.decode(targets[:-1]) == "The answer is B."
     assert targets[-1] == tokenizer.eos_id
     assert tokens.supervised == (False,) * (len(tokens) - len(targets)) + (True,) * len(targets)
+
+
+@given(st.text(max_size=30), st.text(min_size=1, max_size=30), st.booleans())
+def test_head_prompt_and_response_never_mix(
+    tokenizer: LengthTokenizer, prompt: str, response: str, has_picture: bool
+) -> None:
+    image = Path("a.png") if has_picture else None
+    tokens = LavinTemplate(tokenizer, 6).tokens(Sample("7", prompt, response, image, (), None))
+    target = [*tokenizer.encode(response, continues=True), tokenizer.eos_id]
+    assert list(tokens.ids[tokens.head :]) == [*tokenizer.encode(prompt), *target]
+    assert tokens.supervised == (False,) * (len(tokens) - len(target)) + (True,) * len(target)
 
 
 def test_empty_response_leaves_out_response_and_end(template: LavinTemplate) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.__main__ import LengthTokenizer
 from data.check import check
 from data.prompts import FORMATS, render
+from data.sample import Sample
 from data.scienceqa import Problem, load_split
+from data.template import LavinTemplate
 
 SHARED = Path(__file__).parents[2].parent / "shared"
-CASES = Path(os.environ.get("MMA_GOLDEN", SHARED / "golden")) / "eval/prompts/lavin_scienceqa.jsonl"
+GOLDEN = Path(os.environ.get("MMA_GOLDEN", SHARED / "golden"))
+CASES = GOLDEN / "eval/prompts/lavin_scienceqa.jsonl"
+LLAMA = GOLDEN / "tokenizer/llama.model"
 SCIENCEQA = Path(os.environ.get("MMA_SCIENCEQA", SHARED / "scienceqa"))
 
 needs_cases = pytest.mark.skipif(not CASES.is_file(), reason=f"no golden prompts at {CASES} (MMA_GOLDEN)")
@@ -64,6 +70,19 @@ def test_responses_equal_the_public_ones_but_for_two_slips(case: dict[str, Any])
 def test_both_slips_occur_in_the_golden_file() -> None:
     assert any(case["target"].endswith("BECAUSE:") for case in cases())
     assert {case["prompt_format"] for case in cases()} >= set(SWAPPED)
+
+
+@pytest.mark.skipif(not LLAMA.is_file(), reason=f"no LLaMA tokenizer at {LLAMA} (MMA_GOLDEN)")
+def test_llama_ids_are_those_of_the_published_layout() -> None:
+    template = LavinTemplate(LengthTokenizer(LLAMA), image_slots=6)
+    sample = Sample("1", "Question: Why?\nResponse:", "The answer is A.", None, (), None)
+    text, image = template.tokens(sample), template.tokens(replace(sample, image=Path("a.png")))
+    assert text.ids[: text.head] == (1, 7084, 29901, 405, 29914, 29909)
+    assert image.ids[: image.head] == (1, 7084, 29901, 29871, 0, 0, 0, 0, 0, 0)
+    assert image.ids[image.head :] == text.ids[text.head :]
+    # "Response:" and "The" meet without a space between them.
+    first = text.supervised.index(True)
+    assert text.ids[first - 2 : first + 1] == (13291, 29901, 1576)
 
 
 @needs_scienceqa
