@@ -1,0 +1,150 @@
+"""The schedule, the groups of AdamW, and its state as tensors."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from tests.training.toy import ToyModel, batch_of, toy_optim, toy_task
+from training.errors import RunError
+from training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from training.settings import OptimSettings, RunSettings
+from training.step import accumulate, train_step
+
+
+def test_schedule_is_that_of_the_published_training():
+    expected = [9e-3 * (step + 1) / 5 for step in range(5)]
+    expected += [9e-3 * 0.5 * (1 + math.cos(math.pi * (step - 5) / 15)) for step in range(5, 20)]
+    got = [learning_rate(step, peak=9e-3, floor=0.0, warmup=5, steps=20) for step in range(20)]
+    assert got == pytest.approx(expected, rel=1e-14)
+
+
+def test_schedule_ends_at_the_floor_and_needs_no_warmup():
+    assert learning_rate(0, peak=1.0, floor=0.1, warmup=0, steps=10) == 1.0
+    assert learning_rate(10, peak=1.0, floor=0.1, warmup=0, steps=10) == pytest.approx(0.1)
+
+
+def test_warmup_in_epochs_may_be_a_fraction_and_steps_take_precedence():
+    assert OptimSettings(warmup=0.2).warmup_length(steps_per_epoch=10) == 2
+    assert OptimSettings(warmup_steps=7).warmup_length(steps_per_epoch=10) == 7
+    assert OptimSettings(epochs=3).steps(10) == 30
+    assert OptimSettings(max_steps=4).steps(10) == 4
+
+
+def test_one_dimensional_parameters_do_not_decay():
+    trainables = {"matrix": Parameter(torch.ones(2, 2)), "vector": Parameter(torch.ones(2))}
+    optimizer = make_optimizer(trainables, OptimSettings(lr=0.1, weight_decay=0.5))
+    for parameter in trainables.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.equal(trainables["vector"], torch.ones(2))
+    assert torch.allclose(trainables["matrix"], torch.full((2, 2), 0.95))
+
+
+def test_state_is_the_same_after_a_round_trip():
+    task = toy_task()
+    optimizer = make_optimizer(task.trainables, toy_optim())
+    for step in range(3):
+        train_step(
+            task.model, task.trainables, optimizer, task.batches_of_step(step), step=step, device=task.device
+        )
+    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(task.trainables, optimizer).items()}
+    other = make_optimizer(task.trainables, toy_optim())
+    load_optimizer_tensors(tensors, task.trainables, other)
+    again = optimizer_tensors(task.trainables, other)
+    assert tensors.keys() == again.keys()
+    assert all(torch.equal(tensors[name], again[name]) for name in tensors)
+    assert len(tensors) == 3 * len(task.trainables)
+
+
+def test_state_of_another_model_is_refused():
+    task = toy_task()
+    with pytest.raises(RunError, match="optimizer tensor of 'router'"):
+        load_optimizer_tensors(
+            {"router|exp_avg": torch.zeros(1)}, task.trainables, make_optimizer(task.trainables, toy_optim())
+        )
+
+
+def test_trained_parameters_must_be_float32():
+    with pytest.raises(AssertionError, match="float32"):
+        make_optimizer({"a": Parameter(torch.ones(2, dtype=torch.bfloat16))}, OptimSettings())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_gradient_does_not_depend_on_the_packing(groups):
+    task = toy_task()
+    indices = [3, 1, 4, 15, 9]
+    accumulate(task.model, [batch_of(indices)], step=1, device=task.device, precision="fp32")
+    whole = {name: p.grad.clone() for name, p in task.trainables.items() if p.grad is not None}
+    for parameter in task.trainables.values():
+        parameter.grad = None
+    parts = [batch_of(indices[start::groups]) for start in range(groups)]
+    accumulate(task.model, parts, step=1, device=task.device, precision="fp32")
+    for name, gradient in whole.items():
+        assert torch.allclose(task.trainables[name].grad, gradient, atol=1e-7), name
+
+
+def test_clipping_shortens_the_gradient_and_reports_its_full_norm():
+    norms, moves = [], []
+    for clip in (None, 1e-3):
+        task = toy_task()
+        optimizer = torch.optim.SGD(task.trainables.values(), lr=1.0)
+        before = {name: p.detach().clone() for name, p in task.trainables.items()}
+        batches = task.batches_of_step(0)
+        result = train_step(
+            task.model, task.trainables, optimizer, batches, step=1, device=task.device, clip=clip
+        )
+        norms.append(result.grad_norm)
+        change = [(task.trainables[name].detach() - before[name]).square().sum() for name in before]
+        moves.append(math.sqrt(sum(change)))
+    assert norms[0] == norms[1] > 1e-2
+    assert moves == pytest.approx([norms[0], 1e-3], rel=1e-2)
+
+
+def test_a_step_without_targets_is_refused():
+    batch = batch_of([0])
+    empty = type(batch)(batch.ids, batch.sources[:0], batch.targets[:0], batch.lengths, batch.sample_ids)
+    with pytest.raises(RunError, match="step 7 has no supervised token; samples: s0"):
+        accumulate(ToyModel(), [empty], step=7, device=torch.device("cpu"), precision="fp32")
+
+
+def test_bf16_computes_in_bf16_and_trains_in_fp32():
+    task = toy_task()
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        losses[precision], _ = accumulate(
+            task.model, task.batches_of_step(0), step=1, device=task.device, precision=precision
+        )
+    assert losses["fp32"] != losses["bf16"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert all(p.grad.dtype == torch.float32 for p in task.trainables.values() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.0}, "optim.lr is 0.0: it must be more than 0"),
+        ({"lr": math.nan}, "optim.lr is nan"),
+        ({"batch": 0}, "optim.batch is 0: it must be at least 1"),
+        ({"betas": (0.9, 1.0)}, "optim.betas is 1.0"),
+        ({"clip": -1.0}, "optim.clip is -1.0"),
+        ({"warmup": -0.5}, "optim.warmup is -0.5: it must be 0 or more"),
+        ({"lr": 1e-3, "min_lr": 1e-2}, "optim.min_lr is 0.01, above optim.lr of 0.001"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(RunError, match=message):
+        OptimSettings(**settings)
+
+
+def test_warmup_must_end_before_the_run_does():
+    with pytest.raises(RunError, match="optim.warmup gives 20 steps of warmup in a run of 10 steps"):
+        OptimSettings(epochs=1).warmup_length(10)
+
+
+def test_run_settings_out_of_range_are_refused(tmp_path):
+    with pytest.raises(RunError, match="run.keep is 0"):
+        RunSettings(tmp_path, keep=0)
+    with pytest.raises(RunError, match="run.save_every is -1"):
+        RunSettings(tmp_path, save_every=-1)

@@ -1,0 +1,328 @@
+"""The training loop: steps, validations, checkpoints, and an end that loses nothing.
+
+Gets the model and its batches as arguments; knows nothing of pictures, prompts or adapters.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from mma.errors import AdapterError
+from training.curve import draw_loss
+from training.errors import RunError
+from training.monitor import Monitor
+from training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from training.run_state import (
+    Progress,
+    RunState,
+    newest_state,
+    read_state,
+    remove_folder,
+    remove_leftovers,
+    step_name,
+    write_state,
+)
+from training.settings import METRICS, OptimSettings, RunSettings
+from training.signals import Interrupted, StopSignals
+from training.step import Batch, Model, seed_step, train_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and how it is saved and validated."""
+
+    model: Model
+    trainables: Mapping[str, Parameter]  # name -> parameter, float32
+    batches_of_step: Callable[[int], Sequence[Batch]]  # micro-batches of optimizer step k, counted from 0
+    steps_per_epoch: int
+    save_adapter: Callable[[Path, dict[str, Any]], None]  # writes a complete folder, with its provenance
+    validate: Callable[[], dict[str, float]] | None  # "loss" and perhaps "accuracy"
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    adapter: Path | None  # the final adapter, once the run is finished
+    signal: int | None  # the signal that stopped it
+
+
+def train(task: Task, optim: OptimSettings, run: RunSettings) -> Outcome:
+    """Trains from where `run.folder` stands (from the start in a new one) to the end or to a stop signal."""
+    trainer = Trainer(task, optim, run)
+    with trainer.rescued():
+        return trainer.go()
+
+
+class Trainer:
+    """One run: its settings, its tensors and its progress."""
+
+    def __init__(self, task: Task, optim: OptimSettings, run: RunSettings) -> None:
+        self.task, self.optim, self.run = task, optim, run
+        self.steps = optim.steps(task.steps_per_epoch)
+        self.warmup = optim.warmup_length(task.steps_per_epoch)
+        self.save_every = run.save_every or task.steps_per_epoch
+        self.validate_every = run.validate_every or task.steps_per_epoch
+        self.states, self.checkpoints = run.folder / "state", run.folder / "checkpoints"
+        self.optimizer = make_optimizer(task.trainables, optim)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        if optim.threads is not None:
+            torch.set_num_threads(optim.threads)
+        if run.patience is not None and task.validate is None:
+            raise RunError("run.patience is set, but there is no validation: name a split for it")
+        run.folder.mkdir(parents=True, exist_ok=True)
+        # What a killed run left half-written.
+        for folder in (run.folder, self.states, self.checkpoints):
+            remove_leftovers(folder)
+        self._resume()
+
+    def go(self) -> Outcome:
+        """Runs to the end or to a stop signal; says how far it came."""
+        progress, device = self.progress, self.task.device
+        monitor = Monitor(
+            self.run.folder,
+            step=progress.step,
+            steps=self.steps,
+            metrics_bytes=progress.metrics_bytes,
+            device=device,
+        )
+        with closing(monitor), StopSignals() as signals:
+            if not progress.finished:
+                # A validation is given up when a stop signal comes: a resumed run repeats it.
+                with suppress(Interrupted):
+                    self._steps(monitor, signals)
+                progress.finished = self._complete()
+                self._save(monitor)
+        if not progress.finished:
+            return Outcome(progress.step, None, signals.received)
+        return Outcome(progress.step, self._finish(), None)
+
+    @contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Turns a failure to write into one line that says what is kept."""
+        try:
+            yield
+        except AdapterError as error:
+            raise RunError(f"{error}; {self._kept()}") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise RunError(f"the disk is full: free some space; {self._kept()}") from error
+
+    def _steps(self, monitor: Monitor, signals: StopSignals) -> None:
+        """Steps until the run is complete or a stop signal came."""
+        progress = self.progress
+        if not self._checkpoint().exists():
+            self._write_checkpoint()
+        if self._validate(monitor, signals):
+            self._save(monitor)
+        with closing(prefetched(self.task.batches_of_step, progress.step, self.steps)) as batches:
+            monitor.resume()
+            while not self._complete() and signals.received is None:
+                self._step(next(batches), monitor)
+                improved = self._validate(monitor, signals)
+                if (improved or progress.step % self.save_every == 0) and not self._complete():
+                    self._save(monitor)
+                monitor.resume()
+
+    def _step(self, batches: Sequence[Batch], monitor: Monitor) -> None:
+        """One optimizer step."""
+        index, optim = self.progress.step, self.optim
+        rate = learning_rate(index, peak=optim.lr, floor=optim.min_lr, warmup=self.warmup, steps=self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        seed_step(optim.seed, index)
+        self.task.model.train()
+        try:
+            result = train_step(
+                self.task.model,
+                self.task.trainables,
+                self.optimizer,
+                batches,
+                step=index + 1,
+                device=self.task.device,
+                precision=optim.precision,
+                clip=optim.clip,
+            )
+        except RunError as error:
+            raise RunError(f"{error}; {self._kept()}") from error
+        self.progress.step = index + 1
+        monitor.step(index + 1, (index + 1) / self.task.steps_per_epoch, rate, result)
+
+    def _complete(self) -> bool:
+        """Whether nothing is left to do, validation of the last step included."""
+        patience = self.run.patience
+        if patience is not None and self.progress.stale >= patience:
+            return True
+        return self.progress.step >= self.steps and not self._validation_due()
+
+    def _validation_due(self) -> bool:
+        step = self.progress.step
+        if self.task.validate is None or step in (0, self.progress.validated):
+            return False
+        return step % self.validate_every == 0 or step >= self.steps
+
+    def _validate(self, monitor: Monitor, signals: StopSignals) -> bool:
+        """Validates if it is time to; says whether the trained tensors are the best so far."""
+        if not self._validation_due():
+            return False
+        assert self.task.validate is not None, "a validation is due only where there is one"
+        progress, name = self.progress, self.run.keep_best
+        with signals.interruptible():
+            self.task.model.eval()
+            with torch.no_grad():
+                scores = self.task.validate()
+        if name not in scores:
+            raise RunError(f"run.keep_best is '{name}', but the validation has only {', '.join(scores)}")
+        if bad := [key for key, score in scores.items() if not math.isfinite(score)]:
+            raise RunError(
+                f"validation {bad[0]} after step {progress.step} is {scores[bad[0]]}; {self._kept()}"
+            )
+        progress.validated, progress.scores = progress.step, scores
+        monitor.validation(progress.step, scores)
+        sign = METRICS[name]
+        if progress.best_scores is not None and sign * scores[name] <= sign * progress.best_scores[name]:
+            progress.stale += 1
+            return False
+        progress.best_step, progress.best_scores, progress.stale = progress.step, scores, 0
+        self.best = {key: p.detach().cpu().clone() for key, p in self.task.trainables.items()}
+        return True
+
+    def _save(self, monitor: Monitor) -> None:
+        """Writes the run state, then the adapter folder of this step; resuming writes a missing one."""
+        progress = self.progress
+        progress.saves += 1
+        progress.metrics_bytes = monitor.sync()
+        tensors: dict[str, dict[str, Tensor]] = {
+            "trainables": dict(self.task.trainables),
+            "optimizer": optimizer_tensors(self.task.trainables, self.optimizer),
+            "best": self.best,
+        }
+        write_state(self.states, RunState(progress, tensors, self._about()))
+        self._write_checkpoint()
+        self._prune()
+
+    def _checkpoint(self) -> Path:
+        return self.checkpoints / step_name(self.progress.step)
+
+    def _write_checkpoint(self) -> None:
+        progress = self.progress
+        if progress.step:  # at step 0 nothing is trained yet
+            scores = progress.scores if progress.validated == progress.step else None
+            self.task.save_adapter(self._checkpoint(), self._provenance(progress.step, scores))
+
+    def _prune(self) -> None:
+        """Keeps the newest checkpoints and the best one."""
+        folders = sorted(self.checkpoints.iterdir())
+        best = step_name(self.progress.best_step) if self.progress.best_step is not None else None
+        for folder in folders[: -self.run.keep]:
+            if folder.name != best:
+                remove_folder(folder)
+
+    def _finish(self) -> Path:
+        """Writes the final adapter (the best one where there was a validation) and the loss curve."""
+        adapter, best_step = self.run.folder / "adapter", self.progress.best_step
+        if best_step is not None:
+            with torch.no_grad():
+                for name, parameter in self.task.trainables.items():
+                    parameter.copy_(self.best[name])
+        if not adapter.exists():
+            step = self.progress.step if best_step is None else best_step
+            self.task.save_adapter(adapter, self._provenance(step, self.progress.best_scores))
+        draw_loss(self.run.folder)
+        return adapter
+
+    def _provenance(self, step: int, scores: dict[str, float] | None) -> dict[str, Any]:
+        return {"step": step, "steps": self.steps, "seed": self.optim.seed, "scores": scores}
+
+    def _about(self) -> dict[str, Any]:
+        """How the run computes; a change of settings is refused on resuming."""
+        settings = json.loads(json.dumps({**asdict(self.optim), "steps": self.steps}))
+        # Who runs out of memory may go on with smaller batches: the same run but for the last bits.
+        del settings["tokens_per_batch"], settings["threads"]
+        return {
+            "settings": settings,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": str(self.task.device),
+        }
+
+    def _resume(self) -> None:
+        """Takes up the newest run state, if there is one."""
+        folder = newest_state(self.states)
+        if folder is None:
+            return
+        state, about = read_state(folder), self._about()
+        settings = about["settings"]
+        changed = [key for key in settings if state.about["settings"].get(key) != settings[key]]
+        if changed:
+            raise RunError(
+                f"{self.run.folder} was begun with other settings ({', '.join(changed)}): "
+                "put them back, or start a new run"
+            )
+        self.progress, self.best = state.progress, state.tensors["best"]
+        load_trainables(state.tensors["trainables"], self.task.trainables, folder)
+        load_optimizer_tensors(state.tensors["optimizer"], self.task.trainables, self.optimizer)
+        # Sums are taken in another order with another number of threads.
+        torch.set_num_threads(state.about["threads"])
+        for what in ("torch", "device"):
+            if state.about[what] != about[what]:
+                log.warning(
+                    "resuming with %s %s, begun with %s: the result may differ in the last bits",
+                    what, about[what], state.about[what],
+                )  # fmt: skip
+
+    def _kept(self) -> str:
+        folder = newest_state(self.states)
+        if folder is None:
+            return f"nothing was saved yet in {self.run.folder}"
+        step = int(folder.name.split("-")[1])
+        return f"step {step} is kept in {folder}: python train.py --resume {self.run.folder}"
+
+
+def load_trainables(tensors: Mapping[str, Tensor], trainables: Mapping[str, Parameter], folder: Path) -> None:
+    """Puts saved tensors into the trained parameters; names and shapes must be the same."""
+    for name in sorted(tensors.keys() ^ trainables.keys()):
+        side = "lacks" if name in trainables else "has an unknown"
+        raise RunError(
+            f"{folder} {side} trained tensor '{name}': the base or the adapter settings have changed"
+        )
+    with torch.no_grad():
+        for name, parameter in trainables.items():
+            if tensors[name].shape != parameter.shape:
+                raise RunError(
+                    f"{folder}: '{name}' is {list(tensors[name].shape)}, here it is {list(parameter.shape)}: "
+                    "the base or the adapter has changed"
+                )
+            parameter.copy_(tensors[name])
+
+
+def prefetched(
+    batches_of_step: Callable[[int], Sequence[Batch]], first: int, end: int
+) -> Generator[Sequence[Batch], None, None]:
+    """The batches of the steps in order; those of the next one are made while a step computes."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        coming = pool.submit(batches_of_step, first) if first < end else None
+        for step in range(first, end):
+            assert coming is not None, "the last step submits nothing"
+            batches = coming.result()
+            coming = pool.submit(batches_of_step, step + 1) if step + 1 < end else None
+            yield batches

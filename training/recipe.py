@@ -1,0 +1,124 @@
+"""Recipes: a YAML file and settings from the command line become one typed dataclass.
+
+Knows nothing of what the settings mean: sections are dataclasses, checked where they are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import SUPPRESS
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from training.errors import RunError
+
+Recipe = TypeVar("Recipe")
+
+USAGE = """python train.py RECIPE.yaml [--section.setting VALUE ...]
+       python train.py --resume RUN"""
+
+
+class RecipeReader(Generic[Recipe]):
+    """Reads recipes of one dataclass, whose fields are sections (dataclasses) and settings."""
+
+    def __init__(self, recipe_class: type[Recipe], description: str) -> None:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        self.known = list(settings_of(recipe_class))
+        self._class = recipe_class
+        self._parser = ArgumentParser(
+            prog="train.py", usage=USAGE, description=description, exit_on_error=False
+        )
+        self._parser.add_argument("--recipe", action="config", help=SUPPRESS)
+        self._parser.add_class_arguments(recipe_class)
+        for action in self._parser._actions:
+            if action.dest != "help" and action.dest not in self.known:
+                # A section is not given as a file of its own: one run, one recipe.
+                action.help = SUPPRESS
+
+    def help(self) -> str:
+        """Every setting with its meaning and default."""
+        return self._parser.format_help()
+
+    def read(self, file: Path, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe in a file, with settings from the command line (`--optim.lr 1e-3`) put over it."""
+        self._check(flat_keys(_load(file)), str(file))
+        for token in overrides:
+            if token.startswith("--"):
+                self._check([token[2:].partition("=")[0]], "the command line")
+        try:
+            values = self._parser.parse_args([f"--recipe={file}", *overrides])
+        except ArgumentError as error:
+            raise RunError(f"{file}: {_one_line(error)}") from error
+        del values["recipe"]
+        fields: Namespace = self._parser.instantiate(values)
+        return self._class(**vars(fields))
+
+    def dump(self, recipe: Recipe) -> str:
+        """The whole recipe as YAML, defaults included; reading it gives the same recipe."""
+        return yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
+
+    def _check(self, keys: Sequence[str] | Iterator[str], where: str) -> None:
+        for key in keys:
+            if key not in self.known:
+                near = nearest(key, self.known)
+                hint = f"did you mean '{near}'?" if near else "python train.py --help lists all"
+                raise RunError(f"{where}: unknown setting '{key}', {hint}")
+
+
+def settings_of(dataclass: type) -> Iterator[str]:
+    """Dotted names of all settings of a dataclass and of the dataclasses in it."""
+    types = get_type_hints(dataclass)
+    for field in dataclasses.fields(dataclass):
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from (f"{field.name}.{name}" for name in settings_of(types[field.name]))
+        else:
+            yield field.name
+
+
+def flat_keys(values: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted names of everything in nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{name}" for name in flat_keys(value))
+        else:
+            yield str(key)
+
+
+def nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known setting that was probably meant: the same name elsewhere, or a similar one."""
+    leaf = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    return next(iter([*get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.6)]), None)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"there is no recipe {file}; recipes/ holds some to begin with") from error
+    except OSError as error:
+        raise RunError(f"the recipe {file} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"the recipe {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"the recipe {file} must hold settings as 'name: value', it holds {values!r}")
+    return values
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.removeprefix("Parser key ").replace("<class '", "").replace("'>", "")
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and paths as what YAML knows."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

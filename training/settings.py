@@ -1,0 +1,105 @@
+"""Settings of the optimisation and of the run folder; they know nothing of models or data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from training.errors import RunError
+
+# 1: a higher value is better; -1: a lower one is.
+METRICS = {"loss": -1, "accuracy": 1}
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """How the trained parameters are moved (AdamW, linear warmup, then cosine)"""
+
+    lr: float = 1.125e-3
+    """learning rate at the end of the warmup"""
+    min_lr: float = 0.0
+    """learning rate that the cosine ends at"""
+    epochs: int = 20
+    """how often every sample is seen"""
+    max_steps: int | None = None
+    """number of optimizer steps, instead of epochs"""
+    batch: int = 32
+    """samples per optimizer step"""
+    tokens_per_batch: int = 4096
+    """tokens that go through the model at once: a matter of memory and speed, not of the result"""
+    warmup: float = 2.0
+    """length of the warmup in epochs, may be a fraction"""
+    warmup_steps: int | None = None
+    """length of the warmup in steps, instead of epochs"""
+    weight_decay: float = 0.02
+    """decay of parameters of two or more dimensions"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """decay rates of AdamW's two averages"""
+    clip: float | None = None
+    """largest norm of the gradient; null does not clip"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """precision of the computation; trained parameters stay in fp32"""
+    seed: int = 0
+    """decides the start of the trained parameters, the order of the data and the dropout"""
+    threads: int | None = None
+    """CPU threads; null leaves the choice to PyTorch (a resumed run uses what the run began with)"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "batch", "tokens_per_batch", "threads"):
+            _check("optim", name, getattr(self, name), "at least 1", lambda value: value >= 1)
+        for name in ("warmup", "warmup_steps", "weight_decay", "min_lr", "seed"):
+            _check("optim", name, getattr(self, name), "0 or more", lambda value: value >= 0)
+        for name in ("lr", "clip"):
+            _check("optim", name, getattr(self, name), "more than 0", lambda value: value > 0)
+        for beta in self.betas:
+            _check(
+                "optim", "betas", beta, "two numbers of at least 0 and below 1", lambda value: 0 <= value < 1
+            )
+        if self.min_lr > self.lr:
+            raise RunError(f"optim.min_lr is {self.min_lr:g}, above optim.lr of {self.lr:g}: lower it")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Number of optimizer steps of the whole run."""
+        return self.max_steps if self.max_steps is not None else self.epochs * steps_per_epoch
+
+    def warmup_length(self, steps_per_epoch: int) -> int:
+        """Number of steps in which the learning rate rises."""
+        steps = self.steps(steps_per_epoch)
+        length = self.warmup_steps if self.warmup_steps is not None else round(self.warmup * steps_per_epoch)
+        if length >= steps:
+            setting = "optim.warmup" if self.warmup_steps is None else "optim.warmup_steps"
+            raise RunError(f"{setting} gives {length} steps of warmup in a run of {steps} steps: shorten it")
+        return length
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where the run is written, and when it is validated and saved"""
+
+    folder: Path
+    """new folder for everything that the run writes"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to compute; auto takes a GPU if there is one"""
+    save_every: int = 0
+    """steps between two checkpoints; 0 saves at the end of every epoch"""
+    keep: int = 2
+    """number of periodic checkpoints to keep, beside the best one"""
+    validate_every: int = 0
+    """steps between two validations; 0 validates at the end of every epoch"""
+    keep_best: Literal["loss", "accuracy"] = "loss"
+    """score of the validation that decides which checkpoint becomes the adapter"""
+    patience: int | None = None
+    """stop after so many validations without a better score; null never stops early"""
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "validate_every"):
+            _check("run", name, getattr(self, name), "0 or more", lambda value: value >= 0)
+        for name in ("keep", "patience"):
+            _check("run", name, getattr(self, name), "at least 1", lambda value: value >= 1)
+
+
+def _check(section, name, value, wanted, holds) -> None:  # type: ignore[no-untyped-def]
+    if value is not None and not (math.isfinite(value) and holds(value)):
+        raise RunError(f"{section}.{name} is {value}: it must be {wanted}")
