@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from data.errors import DataError
@@ -23,6 +23,16 @@ from eval.results import Prediction, read_predictions, write_result
 from eval.scienceqa import score
 from mma.errors import AdapterError
 from models.errors import ModelError
+
+# Settings of models.build.BaseSettings and their meaning; listed here because importing it takes seconds.
+BASE = {
+    "decoder": "folder of the decoder",
+    "tokenizer": "SentencePiece model",
+    "tower": "open_clip name, JSON file or folder of the tower",
+    "tower_weights": "file of the tower's weights",
+    "tower_every": "tower blocks between two class tokens",
+    "precision": "fp32 or bf16",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,18 +53,10 @@ def run_scienceqa(options: argparse.Namespace) -> None:
 
     if options.out.is_dir():
         raise EvalError(f"--out {options.out} is a folder; name a file to write")
-    settings = Settings(
-        data=options.data,
-        split=options.split,
-        adapter=options.adapter,
-        decode=options.decode,
-        blind=options.blind,
-        no_adapter=options.no_adapter,
-        format=options.format,
-        max_new_tokens=options.max_new_tokens,
-        batch_tokens=options.batch_tokens,
-    )
-    result = evaluate(settings, None, options.device)
+    given = vars(options)
+    base = {name: given[f"base.{name}"] for name in BASE if given[f"base.{name}"] is not None}
+    names = {field.name for field in fields(Settings)} - {"base"}
+    result = evaluate(Settings(**{name: given[name] for name in names}, base=base))
     write_result(options.out, result)
     print(result.scores.table())
     print(f"wrote {options.out}")
@@ -158,16 +160,22 @@ def _add_scienceqa(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-adapter", action="store_true", help="evaluate the base without the adapter")
     parser.add_argument("--format", metavar="NAME", help="prompt format (default: the adapter's own)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, metavar="N", help="longest generated answer (default: 64)"
+        "--long",
+        choices=("error", "truncate"),
+        default="error",
+        help="what to do with a question that the decoder cannot hold (default: error)",
     )
-    parser.add_argument(
-        "--batch-tokens",
-        type=int,
-        default=4096,
-        metavar="N",
-        help="tokens at once: memory and speed, not the result (default: 4096)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    _add_number(parser, "--max-new-tokens", 64, "longest generated answer")
+    _add_number(parser, "--tokens-per-batch", 4096, "tokens at once: memory and speed, not the result")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    base = parser.add_argument_group("base", "where the base lies, if not where the adapter folder says")
+    for name, meaning in BASE.items():
+        kind = int if name == "tower_every" else str
+        base.add_argument(f"--base.{name}", type=kind, metavar="VALUE", help=meaning)
+
+
+def _add_number(parser: argparse.ArgumentParser, name: str, default: int, meaning: str) -> None:
+    parser.add_argument(name, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
 
 
 if __name__ == "__main__":

@@ -103,10 +103,10 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     content = _read_object(path)
     if content.get("format") == FORMAT:
         return _result(path, content).predictions
-    options, texts = content, {}
+    options, texts = content, None
     if isinstance(content.get("results"), dict):
         options, texts = content["results"], content.get("outputs")
-    texts = texts if isinstance(texts, dict) else {}
+    outputs: dict[str, Any] = texts if isinstance(texts, dict) else {}
     if not options:
         raise EvalError(f"{path}: no predictions in it")
     for pid, option in options.items():
@@ -116,7 +116,7 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
                 f"(-1: none): {pid!r} has {_shown(option)}"
             )
     return {
-        pid: Prediction(None if option == -1 else option, text=texts.get(pid))
+        pid: Prediction(None if option == -1 else option, text=outputs.get(pid))
         for pid, option in options.items()
     }
 

@@ -12,20 +12,22 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.packing import collate, pack
+from data.lengths import Fitted, first_ids, fit
+from data.packing import PackedBatch, collate, pack
 from data.sample import Sample, Tokens
 from data.template import LavinTemplate
 from eval.errors import EvalError
 from eval.results import Prediction
 from eval.scienceqa import extract
 from models.build import System
-from models.generate import generate
+from models.generate import Sampling, generate
 from models.multimodal import inference
 
 LoadPicture = Callable[[Path], Tensor]
@@ -37,69 +39,85 @@ DECIMALS = 4
 
 @dataclass(frozen=True)
 class Asker:
-    """A model, how to put questions to it, and how many tokens it may see at once."""
+    """A model and how to put questions to it.
+
+    Args:
+        load_picture: Gives a picture of a file as the tower wants it.
+        tokens_per_batch: A matter of memory and speed, not of the answers.
+        long: What happens to a question that the decoder's positions do not hold: error, or truncate its
+            prompt at the beginning.
+        progress: Whether to show how many questions are answered, and the time left.
+    """
 
     system: System
     template: LavinTemplate
     load_picture: LoadPicture
-    batch_tokens: int = 4096
+    tokens_per_batch: int = 4096
+    long: Literal["error", "truncate"] = "error"
     progress: bool = True
 
-    def batches(self, tokens: Sequence[Tokens], spare: int = 0) -> Iterator[list[int]]:
-        """Indices of the samples of every batch, each with room for `spare` more tokens per sample."""
+    def fitted(self, tokens: Sequence[Tokens], spare: int = 0) -> Fitted:
+        """The questions within the decoder's positions, with room for `spare` more tokens each."""
+        limit = self.system.model.decoder.config.max_positions - spare
+        too_long = [item.sample_id for item in tokens if len(item) > limit]
+        if too_long and self.long == "error":
+            raise EvalError(
+                f"{len(too_long)} of {len(tokens)} questions are longer than the {limit} tokens this decoder "
+                f"leaves for them ({first_ids(too_long)}); --long truncate shortens their prompts"
+            )
+        return fit(tokens, limit, self.long)
+
+    def batches(self, tokens: Sequence[Tokens], spare: int = 0) -> Iterator[tuple[list[int], PackedBatch]]:
+        """Batches on the model's device, each with the indices of its questions."""
         lengths = [len(item) + spare for item in tokens]
-        # a sample longer than the budget still has to be asked: alone, or with others up to its length
-        budget = max([self.batch_tokens, *lengths])
+        # a question longer than the budget still has to be asked
+        budget = max([self.tokens_per_batch, *lengths])
         with tqdm(total=len(tokens), unit="question", disable=not self.progress) as bar:
             for group in pack(lengths, budget):
-                yield group
+                batch = collate([tokens[index] for index in group], self.load_picture)
+                yield group, batch.to(self.system.model.device)
                 bar.update(len(group))
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """A prompt with everything its options share, then the token of the first; the options' tokens."""
+class Answers:
+    """Predictions by sample id, and the ids of the samples whose prompts had to be shortened."""
 
-    tokens: Tokens
-    options: tuple[int, ...]
+    predictions: dict[str, Prediction]
+    truncated: tuple[str, ...]
 
 
-def choose(asker: Asker, samples: Sequence[Sample]) -> dict[str, Prediction]:
+def choose(asker: Asker, samples: Sequence[Sample]) -> Answers:
     """The likeliest option of every sample, in one pass; of equally likely ones the first."""
     choices = [_choice(asker.template, sample) for sample in samples]
+    questions = asker.fitted([tokens for tokens, _ in choices])
     found: dict[int, Prediction] = {}
     with inference(asker.system.model):
-        for group in asker.batches([choice.tokens for choice in choices]):
-            batch = collate([choices[index].tokens for index in group], asker.load_picture)
-            logits = asker.system.model(batch.to(asker.system.model.device))
-            for index, row in zip(group, logits.float().log_softmax(-1).cpu(), strict=True):
-                found[index] = _likeliest(samples[index], row[list(choices[index].options)])
-    return {sample.id: found[index] for index, sample in enumerate(samples)}
+        for group, batch in asker.batches(questions.tokens):
+            likelihoods = asker.system.model(batch).float().log_softmax(-1).cpu()  # float[L, V]
+            for index, row in zip(group, likelihoods, strict=True):
+                found[index] = _likeliest(samples[index], row[list(choices[index][1])])
+    return _in_order(samples, found, questions)
 
 
-def answer(asker: Asker, samples: Sequence[Sample], *, max_new_tokens: int) -> dict[str, Prediction]:
+def answer(asker: Asker, samples: Sequence[Sample], *, max_new_tokens: int) -> Answers:
     """The option that the generated answer of every sample names."""
     prompts = [asker.template.tokens(sample, response="") for sample in samples]
+    questions = asker.fitted(prompts, spare=max_new_tokens)
+    greedy = Sampling(max_new_tokens=max_new_tokens)
     found: dict[int, Prediction] = {}
-    with inference(asker.system.model):
-        for group in asker.batches(prompts, spare=max_new_tokens):
-            texts = generate(
-                asker.system,
-                [prompts[index] for index in group],
-                asker.load_picture,
-                max_new_tokens=max_new_tokens,
-            )
-            for index, text in zip(group, texts, strict=True):
-                option = extract(text, len(samples[index].options))
-                found[index] = Prediction(option, samples[index].gold, text=text)
-    return {sample.id: found[index] for index, sample in enumerate(samples)}
+    for group, batch in asker.batches(questions.tokens, spare=max_new_tokens):
+        for index, text in zip(group, generate(asker.system, batch, greedy), strict=True):
+            option = extract(text, len(samples[index].options))
+            found[index] = Prediction(option, samples[index].gold, text=text)
+    return _in_order(samples, found, questions)
 
 
 def accuracy(asker: Asker, samples: Sequence[Sample]) -> float:
     """The share of samples whose likeliest option is the right one."""
     if not samples:
         raise EvalError("accuracy: no samples to validate on; name a split that has some")
-    predictions = choose(asker, samples).values()
+    predictions = choose(asker, samples).predictions.values()
     return sum(prediction.option == prediction.gold for prediction in predictions) / len(predictions)
 
 
@@ -116,22 +134,23 @@ def noise_instead(system: System, samples: Sequence[Sample]) -> LoadPicture:
     return load
 
 
-def _choice(template: LavinTemplate, sample: Sample) -> _Choice:
-    """Cut the responses where they part: the token there is what stands for an option."""
+def _choice(template: LavinTemplate, sample: Sample) -> tuple[Tokens, tuple[int, ...]]:
+    """What the model is shown, and the token that stands for each option.
+
+    The responses are cut where they part. One token behind that is supervised (the first option's; which
+    one does not matter), so the model computes the logits that predict an option's token, and no others.
+    """
     responses = [template.tokens(sample, response=option) for option in sample.options]
-    ids = [response.ids for response in responses]
-    columns = enumerate(zip(*ids, strict=False))  # a longer one only adds the end of its own response
-    shared = next((place for place, column in columns if len(set(column)) > 1), None)
-    options = () if shared is None else tuple(row[shared] for row in ids)
-    if shared is None or len(set(options)) < len(options):
+    columns = enumerate(zip(*(response.ids for response in responses), strict=False))
+    shared = next((place for place, column in columns if len(set(column)) > 1), 0)
+    options = tuple(response.ids[shared] for response in responses)
+    if len(set(options)) < len(options):
         raise EvalError(
             f"question {sample.id}: its options do not differ in one token of this tokenizer; "
             "use --decode generate"
         )
-    tokens = replace(
-        responses[0], ids=ids[0][: shared + 1], supervised=(False,) * shared + (True,)
-    )  # one supervised token: the model computes the logits that predict it, and no others
-    return _Choice(tokens, options)
+    ids = responses[0].ids[: shared + 1]
+    return replace(responses[0], ids=ids, supervised=(False,) * shared + (True,)), options
 
 
 def _likeliest(sample: Sample, likelihoods: Tensor) -> Prediction:
@@ -142,3 +161,8 @@ def _likeliest(sample: Sample, likelihoods: Tensor) -> Prediction:
             "the adapter's weights are broken or the precision is too low"
         )
     return Prediction(values.index(max(values)), sample.gold, likelihoods=values)
+
+
+def _in_order(samples: Sequence[Sample], found: dict[int, Prediction], questions: Fitted) -> Answers:
+    predictions = {sample.id: found[index] for index, sample in enumerate(samples)}
+    return Answers(predictions, questions.truncated)

@@ -51,7 +51,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     changed = only_a + only_b
     # whole numbers until the last division: 0.5 ** n would underflow from n = 1075 on
     tail = sum(math.comb(changed, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    splits: int = 2**changed
+    return min(1.0, 2 * tail / splits)
 
 
 def paired_difference(pairs: Paired, z: float = Z95) -> tuple[float, Interval]:
@@ -79,7 +80,7 @@ def _correlation(pairs: Paired) -> float:
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     if margins == 0:
         return 0.0
-    numerator = both * neither - only_a * only_b
+    numerator: float = both * neither - only_a * only_b
     if numerator > 0:
         numerator = max(0.0, numerator - pairs.count / 2)
     return numerator / math.sqrt(margins)

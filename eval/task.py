@@ -7,9 +7,11 @@ This is where models, data and adapters meet for an evaluation; the arithmetic i
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from data.pictures import picture_loader
 from data.prompts import render, require_format
@@ -34,11 +36,14 @@ class Settings:
     blind: bool = False  # every picture replaced by noise
     no_adapter: bool = False  # the untouched base
     format: str | None = None  # of the prompt; None: the one the adapter was trained with
+    long: Literal["error", "truncate"] = "error"
     max_new_tokens: int = 64
-    batch_tokens: int = 4096
+    tokens_per_batch: int = 4096
+    device: str = "auto"
+    base: dict[str, Any] = field(default_factory=dict)  # settings of the base that differ from the adapter's
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_tokens"):
+        for name in ("max_new_tokens", "tokens_per_batch"):
             if getattr(self, name) < 1:
                 raise EvalError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
 
@@ -51,33 +56,36 @@ def adapter_folder(path: Path) -> Path:
     raise EvalError(f"{path}: neither an adapter folder (with {CONFIG}) nor a run folder (with adapter/)")
 
 
-def evaluate(settings: Settings, base: BaseSettings | None, device: str) -> Result:
+def evaluate(settings: Settings) -> Result:
     """Load everything, ask every question of the split, and score."""
+    device = _device(settings.device)
     problems = load_split(settings.data, settings.split)  # first: wrong data shows before a model is loaded
     if not problems:
         raise EvalError(f"{settings.data}: split {settings.split!r} is empty; name another")
     folder = adapter_folder(settings.adapter)
-    prompt = prompt_of(settings, read_description(folder))
+    description = read_description(folder)
+    prompt = prompt_of(settings, description)
     samples = [
         render(problem, prompt["format"], problem.picture(settings.data), prompt["captions"])
         for problem in problems
     ]
-    system = load(folder, base, device)
+    system = load(folder, base_of(settings, description), device)
     pictures = noise_instead(system, samples) if settings.blind else picture_loader(system.preprocess)
     template = LavinTemplate(system.tokenizer, system.image_slots)
-    asker = Asker(system, template, pictures, settings.batch_tokens)
+    asker = Asker(system, template, pictures, settings.tokens_per_batch, settings.long)
     with system.model.adapters.disable_adapter() if settings.no_adapter else nullcontext():
         if settings.decode == "choice":
-            predictions = choose(asker, samples)
+            answers = choose(asker, samples)
         else:
-            predictions = answer(asker, samples, max_new_tokens=settings.max_new_tokens)
+            answers = answer(asker, samples, max_new_tokens=settings.max_new_tokens)
     by_id = {problem.pid: problem for problem in problems}
-    scores = score(by_id, {pid: prediction.option for pid, prediction in predictions.items()})
+    scores = score(by_id, {pid: made.option for pid, made in answers.predictions.items()})
     told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    found = {"base": asdict(system.settings), "device": device, "truncated": len(answers.truncated)}
     return Result(
         scores=scores,
-        predictions=predictions,
-        settings={"benchmark": "scienceqa", **told, **prompt},
+        predictions=answers.predictions,
+        settings={"benchmark": "scienceqa", **told, **prompt, **found},
         versions=versions(),
         digests=_digests(settings, folder, system),
     )
@@ -94,6 +102,21 @@ def prompt_of(settings: Settings, description: dict[str, Any]) -> dict[str, Any]
         )
     require_format(name)
     return {"format": name, "captions": bool(provenance.get("captions", False))}
+
+
+def base_of(settings: Settings, description: dict[str, Any]) -> BaseSettings | None:
+    """The base the adapter names, with what was said otherwise; None where nothing was."""
+    if not settings.base:
+        return None
+    recorded = description.get("base")
+    return BaseSettings(**{**(recorded if isinstance(recorded, dict) else {}), **settings.base})
+
+
+def _device(name: str) -> str:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise EvalError("--device cuda: PyTorch finds no CUDA device here; take --device cpu")
+    return name if name != "auto" else "cuda" if available else "cpu"
 
 
 def _digests(settings: Settings, folder: Path, system: System) -> dict[str, str]:
