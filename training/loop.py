@@ -28,6 +28,7 @@ from training.optimizer import learning_rate, load_optimizer_tensors, make_optim
 from training.run_state import (
     Progress,
     RunState,
+    locked,
     newest_state,
     read_state,
     remove_folder,
@@ -66,9 +67,10 @@ class Outcome:
 
 def train(task: Task, optim: OptimSettings, run: RunSettings) -> Outcome:
     """Trains from where `run.folder` stands (from the start in a new one) to the end or to a stop signal."""
-    trainer = Trainer(task, optim, run)
-    with trainer.rescued():
-        return trainer.go()
+    with locked(run.folder):
+        trainer = Trainer(task, optim, run)
+        with trainer.rescued():
+            return trainer.go()
 
 
 class Trainer:
@@ -88,7 +90,6 @@ class Trainer:
             torch.set_num_threads(optim.threads)
         if run.patience is not None and task.validate is None:
             raise RunError("run.patience is set, but there is no validation: name a split for it")
-        run.folder.mkdir(parents=True, exist_ok=True)
         # What a killed run left half-written.
         for folder in (run.folder, self.states, self.checkpoints):
             remove_leftovers(folder)
@@ -159,11 +160,13 @@ class Trainer:
                 batches,
                 step=index + 1,
                 device=self.task.device,
-                precision=optim.precision,
                 clip=optim.clip,
             )
         except RunError as error:
             raise RunError(f"{error}; {self._kept()}") from error
+        except torch.OutOfMemoryError as error:
+            text = f"the GPU's memory is too small for step {index + 1}: lower optim.tokens_per_batch"
+            raise RunError(f"{text} ({optim.tokens_per_batch}); {self._kept()}") from error
         self.progress.step = index + 1
         monitor.step(index + 1, (index + 1) / self.task.steps_per_epoch, rate, result)
 

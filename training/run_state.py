@@ -8,10 +8,12 @@ is kept: every step seeds the generators anew from (seed, step).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,22 @@ class RunState:
     progress: Progress
     tensors: dict[str, dict[str, Tensor]]
     about: dict[str, Any]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the run folder and keeps other processes from writing to it; a kill frees it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise RunError(f"the run folder {folder} cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another process is writing to {folder}: wait for it or stop it") from error
+        yield
 
 
 def step_name(step: int) -> str:

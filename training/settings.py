@@ -39,8 +39,6 @@ class OptimSettings:
     """decay rates of AdamW's two averages"""
     clip: float | None = None
     """largest norm of the gradient; null does not clip"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """precision of the computation; trained parameters stay in fp32"""
     seed: int = 0
     """decides the start of the trained parameters, the order of the data and the dropout"""
     threads: int | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,13 +52,8 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "big"))
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Computes in bf16 where asked to."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
 def accumulate(
-    model: Model, batches: Sequence[Batch], *, step: int, device: torch.device, precision: str
+    model: Model, batches: Sequence[Batch], *, step: int, device: torch.device
 ) -> tuple[float, int]:
     """Adds the gradient of the mean loss over all batches; returns that loss and the number of targets."""
     count = sum(batch.targets.numel() for batch in batches)
@@ -67,8 +61,7 @@ def accumulate(
         raise RunError(f"step {step} has no supervised token; samples: {_ids(batches)}")
     sums = []
     for batch in batches:
-        with autocast(device, precision):
-            loss = model.loss(batch.to(device))
+        loss = model.loss(batch.to(device))
         # Not the mean of each batch: a token weighs the same in whichever batch it is.
         torch.autograd.backward(loss / count)
         sums.append(loss.detach().double())
@@ -87,12 +80,11 @@ def train_step(
     *,
     step: int,
     device: torch.device,
-    precision: str = "fp32",
     clip: float | None = None,
 ) -> StepResult:
     """Moves the trained parameters once; `step` (1 for the first) is named in errors."""
     optimizer.zero_grad(set_to_none=True)
-    loss, count = accumulate(model, batches, step=step, device=device, precision=precision)
+    loss, count = accumulate(model, batches, step=step, device=device)
     for parameter in trainables.values():
         if parameter.grad is None:
             # It is zero. AdamW would skip None, and a step without a picture would be another kind of step.

@@ -127,9 +127,9 @@ def test_validation_that_cannot_be_used_is_an_error(tmp_path):
     with pytest.raises(RunError, match="validation loss after step 4 is nan"):
         train(task, toy_optim(), RunSettings(tmp_path / "nan"))
     task = replace(toy_task(), validate=lambda: {"loss": 1.0})
-    with pytest.raises(RunError, match="run.keep_best is 'accuracy', but the validation has only loss"):
+    with pytest.raises(RunError, match=r"run.keep_best is 'accuracy', but the validation has only loss"):
         train(task, toy_optim(), RunSettings(tmp_path / "missing", keep_best="accuracy"))
-    with pytest.raises(RunError, match="run.patience is set, but there is no validation"):
+    with pytest.raises(RunError, match=r"run.patience is set, but there is no validation"):
         train(toy_task(validate=False), toy_optim(), RunSettings(tmp_path / "none", patience=1))
 
 
@@ -216,7 +216,7 @@ def test_resuming_with_another_adapter_is_refused(tmp_path):
     train(toy_task(), toy_optim(epochs=2), RunSettings(tmp_path))
     task = toy_task()
     del task.trainables["unused.bias"]
-    with pytest.raises(RunError, match="has an unknown trained tensor 'unused.bias'"):
+    with pytest.raises(RunError, match=r"has an unknown trained tensor 'unused.bias'"):
         train(task, toy_optim(epochs=2), RunSettings(tmp_path))
     task = toy_task()
     task.trainables["layer.bias"].data = torch.zeros(3)
