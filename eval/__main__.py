@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.scienceqa import Problem, load_problems, load_split
 from eval.compare import compare
 from eval.errors import EvalError
-from eval.results import Prediction, read_predictions, write_result
+from eval.results import Prediction, check_writable, read_predictions, write_result
 from eval.scienceqa import score
 from mma.errors import AdapterError
 from models.errors import ModelError
@@ -51,8 +51,7 @@ def run_scienceqa(options: argparse.Namespace) -> None:
     # imported here: rescoring and comparing need no model, and so none of its libraries
     from eval.task import Settings, evaluate  # noqa: PLC0415
 
-    if options.out.is_dir():
-        raise EvalError(f"--out {options.out} is a folder; name a file to write")
+    check_writable(options.out)
     given = vars(options)
     base = {name: given[f"base.{name}"] for name in BASE if given[f"base.{name}"] is not None}
     names = {field.name for field in fields(Settings)} - {"base"}

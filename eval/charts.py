@@ -46,7 +46,7 @@ def heat_map(routes: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         x = left + column * block
         parts.append(_text(x + (block - CELL_GAP) / 2, 10, modality, kind="label"))
         for path in range(paths):
-            parts.append(_text(x + (path + 0.5) * CELL_WIDTH, 24, f"route {path + 1}"))
+            parts.append(_text(x + (path + 0.5) * CELL_WIDTH, 24, str(path + 1)))
     for row, (site, its_weights) in enumerate(routes.items()):
         y = CELL_HEAD + row * CELL_HEIGHT
         parts.append(_text(left - 6, y + 12, site, anchor="end"))

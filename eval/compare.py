@@ -23,7 +23,7 @@ class Comparison:
 
     def table(self) -> str:
         """What to print."""
-        pairs, count = self.pairs, self.pairs.count
+        pairs, count = self.pairs, self.pairs.total
         low, high = (f"{100 * end:+.2f}" for end in self.interval)
         lines = [
             f"questions     {count}" + (f" ({self.left_out} answered by one alone)" if self.left_out else ""),

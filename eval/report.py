@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from data.pictures import open_picture
 from data.scienceqa import LETTERS, Problem
@@ -19,7 +20,7 @@ from eval.charts import bars, heat_map
 from eval.compare import compare
 from eval.errors import EvalError
 from eval.results import Result, write_text
-from eval.scienceqa import CATEGORIES, percent
+from eval.scienceqa import CATEGORIES, Score, percent
 
 TEMPLATE = Path(__file__).with_name("report.html")
 EXAMPLES, WITH_PICTURE = 12, 9
@@ -110,20 +111,24 @@ def _scores(results: Mapping[str, Result]) -> str:
     rows = []
     for category in CATEGORIES:
         scores = [result.scores.categories[category] for result in results.values()]
-        cells = [
-            percent(score.value)
-            + ("" if score.value is None else f"<small>{percent(score.low)} to {percent(score.high)}</small>")
-            for score in scores
-        ]
-        rows.append([category, *cells, str(scores[0].count)])
+        cells = [percent(score.value) + _interval(score) for score in scores]
+        rows.append([f"{category}<small>{scores[0].count}</small>", *cells])
     unparsable = [str(result.scores.unparsable) for result in results.values()]
-    rows.append(["unparsable", *unparsable, ""])
+    rows.append(["unparsable", *unparsable])
     return (
-        _table(["", *map(escape, results), "questions"], rows)
-        + '<p class="soft">Percent right, below it the 95 % interval. NAT, SOC, LAN: natural, social and '
-        "language science; TXT, IMG, NO: questions with a hint, with a picture, with neither; G: school "
-        "grades. Unparsable answers count as wrong; a dash means that there was no question.</p>"
+        _table(["", *map(escape, results)], rows)
+        + '<p class="soft">Percent right, below it the 95 % interval; below a name the number of questions. '
+        "NAT, SOC, LAN: natural, social and language science; TXT, IMG, NO: questions with a hint, with a "
+        "picture, with neither; G: school grades. Unparsable answers count as wrong; a dash means that there "
+        "was no question.</p>"
     )
+
+
+def _interval(score: Score) -> str:
+    """Both ends below the value, with one decimal: three systems have to fit on a phone."""
+    if score.low is None or score.high is None:
+        return ""
+    return f"<small>{100 * score.low:.1f}–{100 * score.high:.1f}</small>"
 
 
 def _bars(report: Report) -> str:
@@ -154,11 +159,11 @@ def _comparisons(results: Mapping[str, Result]) -> str:
     rows = []
     for name, theirs in others:
         found = compare(ours.predictions, theirs.predictions)
-        low, high = (f"{100 * end:+.2f}" for end in found.interval)
+        low, high = (f"{100 * end:+.1f}" for end in found.interval)
         difference = f"{100 * found.difference:+.2f}<small>{low} to {high}</small>"
         pairs = found.pairs
-        rows.append([escape(name), difference, str(pairs.only_a), str(pairs.only_b), f"{found.p:.3g}"])
-    head = ["against", "points", f"only {escape(first)} right", "only the other right", "p"]
+        rows.append([escape(name), difference, str(pairs.only_a), str(pairs.only_b), f"{found.p:.2g}"])
+    head = ["against", "points", f"only {escape(first)} right", "only other right", "p"]
     return _table(head, rows) + '<p class="soft">Same questions, exact McNemar test, two-sided.</p>'
 
 
@@ -201,8 +206,8 @@ def _answer(option: int | None, gold: int) -> str:
 
 def _routes(routes: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return (
-        '<p class="soft">The weight of every route at every site of the decoder, by what a sample carries. '
-        "At the start of training all routes weigh the same.</p>"
+        '<p class="soft">The weight of every route at every site of the decoder, by what a sample carries: '
+        "text alone, or a picture too.</p>"
         f'<figure class="map scroll">{heat_map(routes)}</figure>'
     )
 
@@ -211,14 +216,22 @@ def _facts(results: Mapping[str, Result]) -> str:
     parts = []
     for name, result in results.items():
         rows = [
-            f"<tr><td>{escape(key)}</td><td>{escape(str(value))}</td></tr>"
+            f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>"
             for facts in (result.settings, result.versions, result.digests)
-            for key, value in facts.items()
+            for key, value in _flat(facts)
         ]
         body = "\n".join(rows)
         table = f'<table class="facts">\n{body}\n</table>'
         parts.append(f"<details><summary>{escape(name)}</summary>\n{table}\n</details>")
     return "\n".join(parts)
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
 
 
 def _thumbnail(path: Path) -> str:

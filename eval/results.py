@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from eval.scienceqa import CATEGORIES, Score, Scores
 FORMAT = "mma-eval-1"
 _PARTS = ("scores", "unparsable", "predictions", "settings", "versions", "digests")
 _PACKAGES = {"torch": "torch", "open_clip": "open_clip_torch", "safetensors": "safetensors"}
+_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,16 @@ class Result:
 
 
 def versions() -> dict[str, str]:
-    """The versions a result may depend on; the project's own is that of the installed `mma`."""
+    """The versions a result may depend on."""
     found = {"python": platform.python_version()}
-    for name, distribution in {**_PACKAGES, "project": "mma"}.items():
+    for name, distribution in _PACKAGES.items():
         try:
             found[name] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    # evaluation runs from the checkout, so what is installed may be another version
+    line = re.search(r'^version = "(.+)"$', _PROJECT.read_text(encoding="utf-8"), re.MULTILINE)
+    return {**found, "project": line.group(1) if line else "unknown"}
 
 
 def file_digest(path: Path) -> str:
@@ -75,15 +79,31 @@ def write_result(path: Path, result: Result) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before hours are spent on what it is to hold."""
+    if path.is_dir():
+        raise EvalError(f"{path}: is a folder; name a file to write")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise EvalError(
+            f"{path}: cannot be written, {parent} is no folder one may write to; name another file"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file under another name first, so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise EvalError(
+            f"{path}: cannot be written: {error.strerror}; make room or name another file"
+        ) from None
 
 
 def read_result(path: Path) -> Result:

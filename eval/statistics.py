@@ -27,7 +27,7 @@ class Paired(NamedTuple):
     neither: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return sum(self)
 
 
@@ -57,7 +57,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 def paired_difference(pairs: Paired, z: float = Z95) -> tuple[float, Interval]:
     """Accuracy of A minus that of B, with the score interval of Newcombe (1998, method 10)."""
-    count = pairs.count
+    count = pairs.total
     right_a, right_b = pairs.both + pairs.only_a, pairs.both + pairs.only_b
     share_a, share_b = right_a / count, right_b / count
     low_a, high_a = wilson(right_a, count, z)
@@ -82,5 +82,5 @@ def _correlation(pairs: Paired) -> float:
         return 0.0
     numerator: float = both * neither - only_a * only_b
     if numerator > 0:
-        numerator = max(0.0, numerator - pairs.count / 2)
+        numerator = max(0.0, numerator - pairs.total / 2)
     return numerator / math.sqrt(margins)

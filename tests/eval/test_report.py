@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 def result(problems: dict[str, Problem], options: dict[str, int | None]) -> Result:
     predictions = {pid: Prediction(option, problems[pid].answer) for pid, option in options.items()}
-    settings = {"split": "test", "note": "<b>&"}
+    settings = {"split": "test", "note": "<b>&", "base": {"decoder": "folder"}}
     return Result(score(problems, options), predictions, settings, {"torch": "2"}, {"data": "abc"})
 
 
@@ -97,13 +97,14 @@ def test_pictures_are_the_problems_own_at_report_size(tmp_path: Path, report: Re
 def test_page_tells_scores_answers_routes_and_facts(tmp_path: Path, report: Report) -> None:
     said = " ".join(" ".join(Page(written(tmp_path, report)).text).split())
     assert "tuned 100.00 % (95 % interval 67.56 to 100.00)" in said
-    assert "LAN - - - 0" in said
+    assert "LAN 0 - - -" in said
     assert "unparsable 0 1 0" in said
     assert "blind none ✗" in said
     assert "Look <here> & there." in said
     assert "decoder.blocks.1.attn_norm" in said
     assert "0.90" in said
     assert "<b>&" in said
+    assert "base.decoder folder" in said
 
 
 def test_every_question_is_an_example_in_a_small_set(report: Report) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from eval.results import (
     FORMAT,
     Prediction,
     Result,
+    check_writable,
     file_digest,
     read_predictions,
     read_result,
@@ -75,6 +77,21 @@ def test_write_text_replaces(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "one")
     write_text(tmp_path / "a.txt", "two")
     assert (tmp_path / "a.txt").read_text() == "two"
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder" / "result.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EvalError, match="is a folder; name a file to write"):
+        check_writable(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvalError, match=r"cannot be written, .*file is no folder one may write to"):
+        check_writable(tmp_path / "file" / "result.json")
+    with pytest.raises(EvalError, match="cannot be written: Is a directory"):
+        write_text(tmp_path, "text")
+    with pytest.raises(EvalError, match="cannot be written: File exists"):
+        write_text(tmp_path / "file" / "result.json", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_bare_and_official_prediction_files(tmp_path: Path) -> None:
@@ -167,5 +184,6 @@ def _damaged(folder: Path, damage: Any) -> Path:
 
 def test_versions_and_digest(tmp_path: Path) -> None:
     assert versions().keys() == {"python", "torch", "open_clip", "safetensors", "project"}
+    assert re.fullmatch(r"\d+\.\d+.*", versions()["project"])
     (tmp_path / "a").write_bytes(b"abc")
     assert file_digest(tmp_path / "a").startswith("ba7816bf8f01cfea")
