@@ -142,7 +142,10 @@ class _Step:
         keys[self.row, :, self.place] = k
         values[self.row, :, self.place] = v
         mixed = functional.scaled_dot_product_attention(
-            q[:, :, None], keys, values, attn_mask=self.visible,
+            q[:, :, None],
+            keys,
+            values,
+            attn_mask=self.visible,
             enable_gqa=q.shape[1] != keys.shape[1],
         )
         return mixed[:, :, 0]

@@ -136,7 +136,9 @@ class MultimodalLM(nn.Module):
     def _router_pass(self) -> None:
         """Runs the modality tokens alone through the decoder: each is a sequence of length one."""
         empty = Stream(
-            x=torch.empty(0, self.decoder.config.dim, device=self.device, dtype=self.decoder.embed.weight.dtype),
+            x=torch.empty(
+                0, self.decoder.config.dim, device=self.device, dtype=self.decoder.embed.weight.dtype
+            ),
             positions=torch.empty(0, dtype=torch.long, device=self.device),
             lengths=(),
             token_modality=torch.empty(0, dtype=torch.long, device=self.device),

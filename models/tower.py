@@ -102,6 +102,20 @@ class Tower(nn.Module):
         return torch.stack(kept, dim=1)
 
 
+def find_tower_weights(name: str, weights: str) -> Path:
+    """The file of a tower's weights: a path, an open_clip pretrained tag, or the file in its folder."""
+    if not weights:
+        path = Path(name) / WEIGHTS_FILE
+        if not path.is_file():
+            raise ModelError(f"tower: {name!r} brings no weights; set base.tower_weights to their file")
+        return path
+    if (path := Path(weights)).is_file():
+        return path
+    if weights in open_clip.list_pretrained_tags_by_model(name):
+        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, weights)))
+    raise ModelError(f"tower: {weights!r} is neither a file nor a pretrained tag of {name}")
+
+
 def load_tower_weights(tower: Tower, path: Path) -> None:
     """Loads `visual.*` of an open_clip or OpenAI CLIP file (safetensors or restricted .pt), strictly."""
     tensors = read_tensors(path)

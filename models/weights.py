@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.decoder import Decoder, DecoderConfig, Rotary
@@ -316,8 +317,34 @@ def _hf_config(folder: Path) -> DecoderConfig:
     return config
 
 
-def hf_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """The decoder's tensors under their Hugging Face names."""
+def write_hf(decoder: Decoder, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the decoder as a Hugging Face LLaMA folder (config.json, model.safetensors)."""
+    config = decoder.config
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "intermediate_size": config.ffn_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in _hf_tensors(decoder)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _hf_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in decoder.state_dict().items():
         layer = re.match(r"blocks\.(\d+)\.(.*)", name)
         if layer is not None:

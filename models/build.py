@@ -1,0 +1,150 @@
+"""From settings or an adapter folder to a system ready to train or answer.
+
+The second of the two files where models meet adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mma import MMAConfig
+from mma.folder import read_description
+from models.decoder import Decoder
+from models.errors import ModelError
+from models.multimodal import MultimodalLM
+from models.tokenizer import SentencePieceTokenizer
+from models.tower import Preprocess, Tower, find_tower_weights, load_tower_weights, preprocess_of, read_spec
+from models.weights import load_decoder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """The frozen base of a run.
+
+    Args:
+        decoder: Folder of the decoder's weights, Meta or Hugging Face layout.
+        tokenizer: SentencePiece model file; empty: tokenizer.model in the decoder's folder.
+        tower: open_clip model name, JSON configuration, or folder with open_clip_config.json.
+        tower_weights: File of the tower's weights, or an open_clip pretrained tag; empty: the file in the
+            tower's folder.
+        tower_every: The tower is read by its class token after every so many blocks.
+        precision: Type of the frozen weights and the computation, fp32 or bf16.
+    """
+
+    decoder: str = "assets/mini/decoder"
+    tokenizer: str = ""
+    tower: str = "assets/mini/tower"
+    tower_weights: str = ""
+    tower_every: int = 4
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ModelError(f"base: precision is {self.precision!r}; choose {' or '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class System:
+    """A base with its tokenizer and preprocessing, and the adapters attached to it."""
+
+    model: MultimodalLM
+    tokenizer: SentencePieceTokenizer
+    preprocess: Preprocess
+    settings: BaseSettings
+
+    @property
+    def image_slots(self) -> int:
+        """How many positions a picture takes in the sequence."""
+        return self.model.tower.tokens
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of decoder, tower and tokenizer as they were loaded."""
+        return {name: self.model.adapters.identity[name] for name in IDENTITY_DIGESTS}
+
+
+IDENTITY_DIGESTS = ("base_digest", "tower_digest", "tokenizer_digest")
+
+
+def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> System:
+    """Reads decoder, tower and tokenizer; no adapter is attached yet.
+
+    Raises ModelError when a file is missing, unreadable, or the parts do not belong together.
+    """
+    folder = Path(settings.decoder)
+    tokenizer = SentencePieceTokenizer(Path(settings.tokenizer or folder / "tokenizer.model"))
+    decoder = load_decoder(folder, dtype=DTYPES[settings.precision], device=device)
+    if tokenizer.vocab_size > decoder.config.vocab_size:
+        raise ModelError(
+            f"base: the tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, but the decoder in "
+            f"{folder} embeds {decoder.config.vocab_size}; name the tokenizer this decoder was trained with"
+        )
+    spec = read_spec(settings.tower)
+    tower = Tower(spec, settings.tower_every)
+    load_tower_weights(tower, find_tower_weights(settings.tower, settings.tower_weights))
+    tower.to(device, DTYPES[settings.precision]).eval()
+    identity = {
+        "base": asdict(replace(settings, tokenizer=str(tokenizer.path))),
+        "base_digest": digest(base_tensors(decoder)),
+        "tower_digest": digest(base_tensors(tower)),
+        "tokenizer_digest": tokenizer.digest,
+        "preprocess": {"image_size": list(tower.image_size), **spec.preprocess},
+        "template": "lavin",
+    }
+    model = MultimodalLM(decoder, tower).eval()
+    model.adapters.identity = identity
+    return System(model, tokenizer, preprocess_of(spec), settings)
+
+
+def build_new(settings: BaseSettings, adapter: MMAConfig, device: torch.device | str = "cpu") -> System:
+    """A base with a fresh adapter named `default`, frozen but for it."""
+    system = build_base(settings, device)
+    system.model.adapters.add("default", adapter)
+    return system
+
+
+def load(
+    path: Path | str, settings: BaseSettings | None = None, device: torch.device | str = "cpu"
+) -> System:
+    """A base with the adapter of a folder; without settings, the base the folder names."""
+    if settings is None:
+        recorded = read_description(Path(path)).get("base")
+        if not isinstance(recorded, dict):
+            raise ModelError(f"base: {path} does not say which base it was made for; pass its settings")
+        settings = BaseSettings(**recorded)
+    system = build_base(settings, device)
+    system.model.adapters.load_adapter(path)
+    return system
+
+
+def base_tensors(module: Decoder | Tower) -> Iterable[tuple[str, Tensor]]:
+    """The base's own tensors under names that do not change when adapters are attached."""
+    for name, tensor in module.named_parameters():
+        if ".adapters." not in name:
+            yield name.replace("_norm.norm.", "_norm.").replace(".ln_1.norm.", ".ln_1."), tensor
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def current_digests(model: MultimodalLM) -> dict[str, Any]:
+    """Digests of the base as it lies in memory now: what training must not change."""
+    return {
+        "base_digest": digest(base_tensors(model.decoder)),
+        "tower_digest": digest(base_tensors(model.tower)),
+    }
