@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -109,7 +110,10 @@ class Monitor:
         self._board.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        if self._file.write(line) < len(line):
+            # An unbuffered write that ends early does not raise; half a line must not get another behind it.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -6,14 +6,15 @@ Knows nothing of what the settings mean: sections are dataclasses, checked where
 from __future__ import annotations
 
 import dataclasses
-from argparse import SUPPRESS
+import re
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from training.errors import RunError
 
@@ -23,15 +24,31 @@ USAGE = """python train.py RECIPE.yaml [--section.setting VALUE ...]
        python train.py --resume RUN"""
 
 
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves paragraphs as they are, and types out where the choices are shown anyway."""
+
+    def _expand_help(self, action: Action) -> str:
+        return re.sub(
+            r"(?<=\()type: (<class 'Path'>|Literal\[[^]]*\])(, )?|, type: <class 'Path'>",
+            "",
+            super()._expand_help(action),
+        )
+
+
 class RecipeReader(Generic[Recipe]):
     """Reads recipes of one dataclass, whose fields are sections (dataclasses) and settings."""
 
     def __init__(self, recipe_class: type[Recipe], description: str) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         self.known = list(settings_of(recipe_class))
+        self._sections = {name.rpartition(".")[0] for name in self.known} - {""}
         self._class = recipe_class
         self._parser = ArgumentParser(
-            prog="train.py", usage=USAGE, description=description, exit_on_error=False
+            prog="train.py",
+            usage=USAGE,
+            description=description,
+            formatter_class=_HelpFormatter,
+            exit_on_error=False,
         )
         self._parser.add_argument("--recipe", action="config", help=SUPPRESS)
         self._parser.add_class_arguments(recipe_class)
@@ -64,6 +81,9 @@ class RecipeReader(Generic[Recipe]):
 
     def _check(self, keys: Sequence[str] | Iterator[str], where: str) -> None:
         for key in keys:
+            if key in self._sections:
+                example = next(name for name in self.known if name.startswith(f"{key}."))
+                raise RunError(f"{where}: '{key}' is a section: give its settings, such as {example}")
             if key not in self.known:
                 near = nearest(key, self.known)
                 hint = f"did you mean '{near}'?" if near else "python train.py --help lists all"
@@ -90,10 +110,15 @@ def flat_keys(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def nearest(key: str, known: Sequence[str]) -> str | None:
-    """The known setting that was probably meant: the same name elsewhere, or a similar one."""
-    leaf = key.rpartition(".")[2]
-    same = [name for name in known if name.rpartition(".")[2] == leaf]
-    return next(iter([*get_close_matches(key, same or known, n=1, cutoff=0.0 if same else 0.6)]), None)
+    """The known setting that was probably meant: its section misnamed, its name, or both."""
+    section, _, leaf = key.rpartition(".")
+    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+    if elsewhere:
+        return get_close_matches(key, elsewhere, n=1, cutoff=0.0)[0]
+    inside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    if inside:
+        return next((inside[name] for name in get_close_matches(leaf, inside, n=1)), None)
+    return next(iter(get_close_matches(key, known, n=1)), None)
 
 
 def _load(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,6 +99,6 @@ class RunSettings:
             _check("run", name, getattr(self, name), "at least 1", lambda value: value >= 1)
 
 
-def _check(section, name, value, wanted, holds) -> None:  # type: ignore[no-untyped-def]
+def _check(section: str, name: str, value: float | None, wanted: str, holds: Callable[[float], bool]) -> None:
     if value is not None and not (math.isfinite(value) and holds(value)):
         raise RunError(f"{section}.{name} is {value}: it must be {wanted}")

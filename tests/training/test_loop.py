@@ -14,7 +14,7 @@ from tests.training.toy import batch_of, batches_of_step, sample, step_indices, 
 from training import run_state
 from training.errors import RunError
 from training.loop import train
-from training.monitor import MEASURED, read_metrics
+from training.monitor import MEASURED, Monitor, read_metrics
 from training.settings import RunSettings
 
 
@@ -276,6 +276,15 @@ def test_a_full_disk_while_the_adapter_is_written_loses_nothing(tmp_path, monkey
     adapter_folder.read(folder / "checkpoints/step-00000006")
     name = "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_full_disk_while_metrics_are_written_is_one_line(tmp_path, monkeypatch):
+    def full_disk(self, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Monitor, "_write", full_disk)
+    with pytest.raises(RunError, match="the disk is full: free some space; nothing was saved yet"):
+        train(toy_task(), toy_optim(), RunSettings(tmp_path))
 
 
 def test_state_is_readable_json_and_tensors(tmp_path):
