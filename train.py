@@ -135,7 +135,7 @@ def read_command(reader: RecipeReader[Recipe], arguments: Sequence[str]) -> tupl
         if arguments[0].startswith("-"):
             raise RunError(f"the first argument must be a recipe, it is {arguments[0]}: see --help")
         recipe = reader.read(Path(arguments[0]), arguments[1:])
-        if (recipe.run.folder / RECIPE).exists():
+        if (recipe.run.folder / VERSIONS).exists():
             raise RunError(
                 f"{recipe.run.folder} holds a run: resume it with --resume {recipe.run.folder}, "
                 "or choose another --run.folder"
@@ -151,18 +151,28 @@ def read_command(reader: RecipeReader[Recipe], arguments: Sequence[str]) -> tupl
 
 
 def fine_tune(recipe: Recipe, resumed: bool) -> Outcome:
-    """Builds everything the recipe names and trains."""
+    """Trains what the recipe names; a run that cannot begin leaves no folder behind."""
+    if not resumed:
+        # Before anything that takes time: from here on a killed run can be resumed.
+        write(recipe.run.folder / RECIPE, recipe_reader().dump(recipe))
+    try:
+        task = build(recipe, resumed)
+    except USER_ERRORS:
+        if not resumed:
+            discard(recipe.run.folder)
+        raise
+    return train(task, recipe.optim, recipe.run)
+
+
+def build(recipe: Recipe, resumed: bool) -> Task:
+    """Reads base and data, adds a fresh adapter, and checks or records what the run is made of."""
     device = choose_device(recipe.run.device)
-    data_digests = {
-        split: digest(recipe.data.root, split)
-        for split in (recipe.data.train, recipe.data.validation)
-        if split
-    }
+    splits = [split for split in (recipe.data.train, recipe.data.validation) if split]
+    data_digests = {split: digest(recipe.data.root, split) for split in splits}
     system = build_base(recipe.base, device)
     torch.manual_seed(recipe.optim.seed)
     system.model.adapters.add("default", recipe.adapter)
     data = read_data(recipe, system)
-    check_or_write(recipe, {**system.digests, **{f"data {k}": v for k, v in data_digests.items()}}, resumed)
     provenance = {
         "format": recipe.data.format,
         "captions": recipe.data.captions,
@@ -170,8 +180,15 @@ def fine_tune(recipe: Recipe, resumed: bool) -> Outcome:
         "recipe": json.loads(json.dumps(asdict(recipe), default=str)),
     }
     task = make_task(recipe, system, data, provenance, device)
+    recipe.optim.warmup_length(task.steps_per_epoch)  # an error there must come before the run has begun
+    digests = {**system.digests, **{f"data {split}": data_digests[split] for split in splits}}
+    if resumed and (recipe.run.folder / VERSIONS).exists():
+        check_digests(recipe.run.folder, digests)
+    else:
+        content = {"versions": versions(), "digests": digests, "seed": recipe.optim.seed}
+        write(recipe.run.folder / VERSIONS, json.dumps(content, indent=2) + "\n")
     announce(recipe, system, data, task)
-    return train(task, recipe.optim, recipe.run)
+    return task
 
 
 def choose_device(name: str) -> torch.device:
@@ -216,24 +233,27 @@ def read_data(recipe: Recipe, system: System) -> Data:
     return Data(trained, validation, [sample for sample in samples if sample.id in kept])
 
 
-def check_or_write(recipe: Recipe, digests: dict[str, str], resumed: bool) -> None:
-    """Records what a new run is made of; refuses to resume one on another base or other data."""
-    folder = recipe.run.folder
-    if resumed:
-        before = json.loads((folder / VERSIONS).read_text())["digests"]
-        changed = [name for name in digests if before.get(name) != digests[name]]
-        if changed:
-            raise RunError(
-                f"{folder} was begun with another {', '.join(changed)}: put it back, or start anew"
-            )
-        return
-    content = {"versions": versions(), "digests": digests, "seed": recipe.optim.seed}
+def check_digests(folder: Path, digests: dict[str, str]) -> None:
+    """Refuses to resume a run on another base or other data."""
+    before = json.loads((folder / VERSIONS).read_text())["digests"]
+    if changed := [name for name in digests if before.get(name) != digests[name]]:
+        raise RunError(f"{folder} was begun with another {', '.join(changed)}: put it back, or start anew")
+
+
+def write(file: Path, text: str) -> None:
+    """Writes a file of the run folder, whole or not at all."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / VERSIONS, (json.dumps(content, indent=2) + "\n").encode())
-        replace_file(folder / RECIPE, recipe_reader().dump(recipe).encode())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, text.encode())
     except OSError as error:
-        raise RunError(f"the run folder {folder} cannot be written ({error.strerror})") from error
+        raise RunError(f"the run folder {file.parent} cannot be written ({error.strerror})") from error
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a run that has not begun, if nothing else is in it."""
+    (folder / RECIPE).unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def make_task(

@@ -133,6 +133,17 @@ def test_a_stopped_process_is_resumed_to_the_same_bits(whole, world, capsys):
     assert (folder / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
 
 
+def test_a_run_killed_before_its_first_step_is_resumed_or_begun_again(whole, world):
+    for name, arguments in (
+        ("resumed", ["--resume", str(world / "resumed")]),
+        ("again", [str(world / "recipe.yaml"), "--run.folder", str(world / "again")]),
+    ):
+        (world / name).mkdir()
+        shutil.copy(whole / "recipe.yaml", world / name)
+        assert train.main(arguments) == 0
+        assert (world / name / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+
+
 def test_a_finished_run_is_resumed_in_vain(whole, capsys):
     before = (whole / TENSORS).stat().st_mtime_ns
     assert train.main(["--resume", str(whole)]) == 0
@@ -172,6 +183,7 @@ def test_resuming_on_other_data_is_refused(whole, world, tmp_path, capsys):
         (["--data.train", "trian"], "no split 'trian'"),
         (["--data.max_tokens", "20"], "exceed 20 tokens"),
         (["--optim.tokens_per_batch", "50"], "optim.tokens_per_batch is 50"),
+        (["--optim.warmup_steps", "9"], "optim.warmup_steps gives 9 steps of warmup in a run of 6 steps"),
         (["--data.validation_limit", "0"], "data.validation_limit is 0"),
         (["--base.decoder", "/nowhere"], "/nowhere"),
         (["--adapter.placement", "everywhere"], "placement is 'everywhere'"),
