@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mma.config import MMAConfig
+from mma.errors import AdapterError
 
 
 class Mixture(nn.Module):
@@ -25,7 +26,9 @@ class Mixture(nn.Module):
         super().__init__()
         r, groups = config.r, config.groups
         if channels % groups:
-            raise ValueError(f"{channels} channels do not divide into {groups} groups")
+            raise AdapterError(
+                f"adapter: {channels} channels do not divide into {groups} groups; set groups to a divisor"
+            )
         self.groups, self.scale = groups, config.scale
         self.down = nn.Linear(channels, r)
         self.dropout = nn.Dropout(config.dropout)

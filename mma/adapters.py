@@ -60,7 +60,7 @@ class Adapters(nn.Module):
         self._make_parts, self._router_pass = make_parts, router_pass
         # A tuple keeps the model out of this module's own children.
         self._owner = (model,)
-        self._table_key: dict[str, int] = {}
+        self._table_key: dict[str, tuple[int, set[torch.device]]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,24 +74,35 @@ class Adapters(nn.Module):
 
     def add(self, name: str, config: MMAConfig) -> None:
         """Creates a fresh adapter (identity: it changes nothing yet) and makes it active."""
-        if name in self.configs:
-            raise AdapterError(f"adapter: there is already one named {name!r}; choose another name")
-        if not name or "." in name:
-            raise AdapterError(f"adapter: {name!r} is not a name; use one without dots")
-        for site, wrapper in self._sites.items():
-            if _carries(site, config):
-                wrapper.add(name, config)
-                wrapper.adapters[name].to(device_of(wrapper.norm), torch.float32)
-        self.parts[name] = nn.ModuleDict(self._make_parts(config))
-        self.configs[name] = config
-        self.set_adapter(name)
-        self.freeze()
+        self._check_new(name)
+        with self._undone_on_error(name):
+            for site, wrapper in self._sites.items():
+                if _carries(site, config):
+                    wrapper.add(name, config)
+                    wrapper.adapters[name].to(device_of(wrapper.norm), torch.float32)
+            self.parts[name] = nn.ModuleDict(self._make_parts(config))
+            self.configs[name] = config
+            self.set_adapter(name)
+
+    def add_trained(self, name: str, config: MMAConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
+        """Creates an adapter from its tensors and makes it active.
+
+        Raises AdapterError naming the source when a tensor is missing, extra or misshapen; the model is then
+        as it was.
+        """
+        self._check_new(name)
+        with self._undone_on_error(name):
+            self.add(name, config)
+            expected = self.trainable_parameters(name)
+            adapter_folder.check_tensors(source, tensors, {key: p.shape for key, p in expected.items()})
+            with torch.no_grad():
+                for key, parameter in expected.items():
+                    parameter.copy_(tensors[key])
 
     def set_adapter(self, name: str) -> None:
-        """Makes a held adapter the active one."""
-        if name not in self.configs:
-            raise AdapterError(f"adapter: there is none named {name!r}; held are {list(self.configs)}")
-        self._activate(name)
+        """Makes a held adapter the active one, and the only one that is trained."""
+        self._activate(self._chosen(name))
+        self.freeze()
 
     def part(self, name: str) -> nn.Module | None:
         """The active adapter's part of that name; None when no adapter is active."""
@@ -125,13 +136,14 @@ class Adapters(nn.Module):
     def freeze(self) -> None:
         """Freezes everything but the active adapter; a parameter nobody declared is an error."""
         declared = {id(p) for name in self.configs for p in self.trainable_parameters(name).values()}
-        base = {id(p) for p in self._base}
+        known = declared | {id(p) for p in self._base}
         for name, parameter in self._owner[0].named_parameters():
-            if id(parameter) not in declared | base:
+            if id(parameter) not in known:
                 raise AdapterError(
                     f"adapter: parameter {name} is neither base nor declared by an adapter; "
                     "add it to the adapter's parts or create it before the adapters"
                 )
+        for parameter in self._owner[0].parameters():
             parameter.requires_grad_(False)
         if self.active is not None:
             for parameter in self.trainable_parameters().values():
@@ -145,7 +157,8 @@ class Adapters(nn.Module):
             for site, wrapper in self._sites.items()
             if name in wrapper.adapters
         ]
-        return lines + [SiteReport(key, None, _count(part)) for key, part in self.parts[name].items()]
+        parts = self.parts[name].named_children()
+        return lines + [SiteReport(key, None, _count(part)) for key, part in parts]
 
     def routes(self) -> dict[str, dict[str, list[float]]]:
         """The routing table of the active adapter: site -> modality -> weights of the K routes."""
@@ -161,14 +174,17 @@ class Adapters(nn.Module):
         """Evaluates the routing table of the active adapter again if its tensors have changed."""
         name = self._chosen(None)
         # In-place writes (an optimizer step, a load) raise a tensor's version.
-        key = sum(p._version for p in self.trainable_parameters().values())
+        trained = self.trainable_parameters().values()
+        key = (sum(p._version for p in trained), {p.device for p in trained})
         if self._table_key.get(name) == key:
             return
         training = self._owner[0].training
         self._owner[0].eval()
-        with torch.no_grad():
-            self._router_pass()
-        self._owner[0].train(training)
+        try:
+            with torch.no_grad():
+                self._router_pass()
+        finally:
+            self._owner[0].train(training)
         for _, wrapper in self._modality_sites():
             if name in wrapper.adapters:
                 assert wrapper.last_weights is not None, "the router pass visits every decoder site"
@@ -177,11 +193,12 @@ class Adapters(nn.Module):
 
     def save_pretrained(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the active adapter's folder, whole or not at all (docs/format.md)."""
-        tensors = {key: p.detach() for key, p in self.trainable_parameters().items()}
+        name = self._chosen(None)
+        tensors = {key: p.detach() for key, p in self.trainable_parameters(name).items()}
         description = {
             **self.identity,
             **self.config.to_dict(),
-            "sites": [site.path for site, wrapper in self._sites.items() if self.active in wrapper.adapters],
+            "sites": [site.path for site, wrapper in self._sites.items() if name in wrapper.adapters],
             "provenance": dict(provenance or {}),
         }
         adapter_folder.write(Path(path), description, tensors)
@@ -194,24 +211,31 @@ class Adapters(nn.Module):
         """
         description, tensors = adapter_folder.read(Path(path))
         adapter_folder.check_identity(Path(path), description, self.identity)
-        before = self.active
-        self.add(name, adapter_folder.config_of(Path(path), description))
-        try:
-            expected = self.trainable_parameters(name)
-            adapter_folder.check_tensors(Path(path), tensors, {k: p.shape for k, p in expected.items()})
-        except AdapterError:
-            self._remove(name, before)
-            raise
-        with torch.no_grad():
-            for key, parameter in expected.items():
-                parameter.copy_(tensors[key])
+        config = adapter_folder.config_of(Path(path), description, self.identity)
+        self.add_trained(name, config, tensors, Path(path))
 
-    def _remove(self, name: str, active: str | None) -> None:
-        for wrapper in self._sites.values():
-            if name in wrapper.adapters:
-                del wrapper.adapters[name]
-        del self.parts[name], self.configs[name]
-        self._activate(active)
+    def _check_new(self, name: str) -> None:
+        if name in self.configs:
+            raise AdapterError(f"adapter: there is already one named {name!r}; choose another name")
+        if not name or "." in name:
+            raise AdapterError(f"adapter: {name!r} is not a name; use one without dots")
+
+    @contextmanager
+    def _undone_on_error(self, name: str) -> Iterator[None]:
+        """Takes an adapter that was begun inside the block away again when the block fails."""
+        active = self.active
+        trained = [(p, p.requires_grad) for p in self._owner[0].parameters()]
+        try:
+            yield
+        except BaseException:
+            for held in (*(wrapper.adapters for wrapper in self._sites.values()), self.parts):
+                if name in held:
+                    del held[name]
+            self.configs.pop(name, None)
+            self._activate(active)
+            for parameter, flag in trained:
+                parameter.requires_grad_(flag)
+            raise
 
     def _activate(self, name: str | None) -> None:
         self.active = name
@@ -244,5 +268,3 @@ def _carries(site: Site, config: MMAConfig) -> bool:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-

@@ -20,14 +20,20 @@ def model_card(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         "",
         "# Mixture-of-modality adapter",
         "",
-        f"{count:,} trained parameters in {len(tensors)} tensors for {description.get('base', 'a base')}.",
+        f"{count:,} trained parameters in {len(tensors)} tensors.",
         "",
         "| setting | value |",
         "|---|---|",
     ]
     shown = ("r", "routes", "groups", "temperature", "scale", "placement", "tower", "modalities", "template")
-    lines += [f"| {name} | {description[name]} |" for name in shown if name in description]
-    if provenance:
-        lines += ["", "## Where it comes from", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in sorted(provenance.items())]
+    lines += [_row(name, description[name]) for name in shown if name in description]
+    for title, content in (("Its base", description.get("base")), ("Where it comes from", provenance)):
+        if isinstance(content, Mapping) and content:
+            lines += ["", f"## {title}", "", "| | |", "|---|---|"]
+            lines += [_row(name, value) for name, value in sorted(content.items())]
     return "\n".join([*lines, ""])
+
+
+def _row(name: str, value: object) -> str:
+    shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"| {name} | {shown} |".replace("\n", " ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -10,6 +12,13 @@ from mma.errors import AdapterError
 
 PLACEMENTS = ("attn", "mlp", "both")
 TOWER_RULES = ("token", "modality", "none", "legacy_no_residual")
+# What a field of each type may hold; JSON and command lines do not know the types.
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda x: isinstance(x, int) and not isinstance(x, bool)),
+    "float": ("a number", lambda x: type(x) in (int, float) and math.isfinite(x)),
+    "str": ("a word", lambda x: isinstance(x, str)),
+    "tuple[str, ...]": ("several words", lambda x: type(x) is tuple and all(isinstance(y, str) for y in x)),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,10 @@ class MMAConfig:
     projector_hidden: int = 128
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            kind, fits = KINDS[str(field.type)]
+            if not fits(value := getattr(self, field.name)):
+                raise AdapterError(f"adapter: {field.name} is {value!r}; it must be {kind}")
         for name, allowed in (("placement", PLACEMENTS), ("tower", TOWER_RULES)):
             if getattr(self, name) not in allowed:
                 raise AdapterError(f"adapter: {name} is {getattr(self, name)!r}; choose {', '.join(allowed)}")
@@ -73,7 +86,5 @@ class MMAConfig:
                 raise AdapterError(f"adapter: unknown setting {key!r}{hint}")
         if missing := sorted(known - values.keys()):
             raise AdapterError(f"adapter: the settings lack {', '.join(missing)}")
-        try:
-            return cls(**{**values, "modalities": tuple(values["modalities"])})
-        except TypeError as error:
-            raise AdapterError(f"adapter: a setting has the wrong type ({error})") from error
+        listed = values["modalities"]
+        return cls(**{**values, "modalities": tuple(listed) if isinstance(listed, list) else listed})

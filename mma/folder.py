@@ -29,16 +29,23 @@ PEFT_TYPE = "MMA"
 FORMAT_VERSION = "1.0"
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 IDENTITY = ("base_digest", "tower_digest", "tokenizer_digest")
+# What a description holds beside the settings of the adapter.
+ABOUT = ("peft_type", "format_version", "base", *IDENTITY, "preprocess", "template", "sites", "provenance")
 
 
 def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes an adapter folder; after a crash the old one is still there, whole."""
+    """Writes an adapter folder; after a crash the old one is still there, whole.
+
+    Raises AdapterError when it cannot be written, or when something else has its name.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not _replaceable(path):
+        raise AdapterError(f"adapter: {path} exists and is not an adapter folder; choose another name")
     content = {"peft_type": PEFT_TYPE, "format_version": FORMAT_VERSION, **description}
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir()
+        draft.mkdir(parents=True)
         plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         _write_file(draft / TENSORS, save(plain, metadata={"format": "pt"}))
         _write_file(draft / CARD, model_card(content, plain).encode())
@@ -46,8 +53,10 @@ def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tens
         _put_in_place(draft, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise AdapterError(f"adapter: the disk is full, {path} was not written; free some space") from error
-        raise
+            raise AdapterError(
+                f"adapter: the disk is full, {path} was not written; free some space"
+            ) from error
+        raise AdapterError(f"adapter: {path} cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -74,11 +83,13 @@ def read_description(path: Path) -> dict[str, Any]:
         content = json.loads(file_path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(f"adapter: {file_path} is not JSON ({error})") from error
+    except OSError as error:
+        raise AdapterError(f"adapter: {file_path} cannot be read ({error.strerror})") from error
     kind = content.get("peft_type") if isinstance(content, dict) else None
     if kind != PEFT_TYPE:
         raise AdapterError(f"adapter: {file_path} has peft_type {kind!r}, not {PEFT_TYPE!r}")
     version = str(content.get("format_version"))
-    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+    if version.split(".", maxsplit=1)[0] != FORMAT_VERSION.split(".", maxsplit=1)[0]:
         raise AdapterError(
             f"adapter: {path} has format version {version}, this program reads {FORMAT_VERSION}; "
             "install a newer version"
@@ -86,11 +97,16 @@ def read_description(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def config_of(path: Path, description: Mapping[str, Any]) -> MMAConfig:
-    """The adapter's settings in its description."""
-    names = {field.name for field in fields(MMAConfig)}
+def config_of(path: Path, description: Mapping[str, Any], identity: Mapping[str, Any]) -> MMAConfig:
+    """The adapter's settings in its description: all that is neither about the base nor about the folder.
+
+    A folder of a newer minor version may hold settings this one does not know; they are left out.
+    """
+    about = {*ABOUT, *identity}
+    if str(description["format_version"]) != FORMAT_VERSION:
+        about |= description.keys() - {field.name for field in fields(MMAConfig)}
     try:
-        return MMAConfig.from_dict({key: description[key] for key in names if key in description})
+        return MMAConfig.from_dict({key: value for key, value in description.items() if key not in about})
     except AdapterError as error:
         raise AdapterError(f"{error} (in {path / CONFIG})") from error
 
@@ -132,6 +148,11 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _replaceable(path: Path) -> bool:
+    """Whether nothing but an adapter is lost with this folder."""
+    return path.is_dir() and ((path / CONFIG).is_file() or not any(path.iterdir()))
+
+
 def _put_in_place(draft: Path, path: Path) -> None:
     """Moves the draft to its name; an old folder there is exchanged for it in one step."""
     if not path.exists():
@@ -141,7 +162,11 @@ def _put_in_place(draft: Path, path: Path) -> None:
     else:  # the file system cannot exchange: two steps, the old folder kept beside until the new is there
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         path.rename(old)
-        draft.rename(path)
+        try:
+            draft.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
         shutil.rmtree(old)
 
 

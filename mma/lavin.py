@@ -28,6 +28,11 @@ SITES = (
         "tower.visual.transformer.resblocks.{}.ln_1",
     ),
 )
+LEAVES = {
+    f"{layer}.{leaf}"
+    for layer in ("conv_A", "conv_B", "conv_D", "expert_weights")
+    for leaf in ("weight", "bias")
+}
 PARTS = {
     "adapter_proj.conv_A.weight": "projector.down.weight",
     "adapter_proj.conv_A.bias": "projector.down.bias",
@@ -62,33 +67,29 @@ def read_lavin(path: Path | str) -> LavinCheckpoint:
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         raise AdapterError(f"adapter: {path} holds no LaVIN model")
     stored = {name.removeprefix("module."): tensor for name, tensor in content["model"].items()}
+    if odd := sorted(name for name, tensor in stored.items() if not isinstance(tensor, Tensor)):
+        raise AdapterError(f"adapter: {path} holds no tensor under {', '.join(odd[:3])}")
     if unknown := sorted(name for name in stored if _site_of(name) is None and name not in PARTS):
         raise AdapterError(f"adapter: {path} has tensors LaVIN does not train: {', '.join(unknown[:3])}")
-    return LavinCheckpoint(rename(stored), _config(content.get("args"), stored))
+    try:
+        return LavinCheckpoint(rename(stored), _config(content.get("args"), stored))
+    except (KeyError, RuntimeError) as error:
+        raise AdapterError(
+            f"adapter: {path} is damaged: a tensor is missing or misshapen ({error})"
+        ) from error
 
 
 def load_lavin(adapters: Adapters, path: Path | str, config: MMAConfig | None = None) -> None:
     """Adds the adapter of a LaVIN checkpoint under the name `default`.
 
-    The settings are taken from the file; `config` is for files that do not hold them.
+    The settings are taken from the file; `config` is for files that do not hold them. Raises AdapterError
+    when the file does not fit this base; the model is then as it was.
     """
     checkpoint = read_lavin(path)
     chosen = config or checkpoint.config
     if chosen is None:
         raise AdapterError(f"adapter: {path} does not say its settings; pass the MMAConfig it was made with")
-    adapters.add("default", chosen)
-    expected = adapters.trainable_parameters()
-    if checkpoint.tensors.keys() != expected.keys():
-        odd = sorted(checkpoint.tensors.keys() ^ expected.keys())
-        raise AdapterError(f"adapter: {path} is of another base or other settings: {', '.join(odd[:3])}")
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            if checkpoint.tensors[name].shape != parameter.shape:
-                raise AdapterError(
-                    f"adapter: {name} in {path} is {tuple(checkpoint.tensors[name].shape)}, "
-                    f"this base asks for {tuple(parameter.shape)}"
-                )
-            parameter.copy_(checkpoint.tensors[name])
+    adapters.add_trained("default", chosen, checkpoint.tensors, Path(path))
 
 
 def rename(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +114,7 @@ def rename(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _site_of(name: str) -> tuple[str, str] | None:
     for pattern, site in SITES:
-        if match := pattern.fullmatch(name):
+        if (match := pattern.fullmatch(name)) and match[2] in LEAVES:
             return site.format(match[1]), match[2]
     return None
 

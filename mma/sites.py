@@ -54,6 +54,7 @@ class ModalitySite(nn.Module):
         if routes is None:
             raise RuntimeError("a site routed by modality was run outside RouteState.use()")
         adapter = self.adapters[self.active]
+        assert isinstance(adapter, RoutedAdapter), "add() makes no other kind"
         if routes.modality_rows is not None:
             weights = adapter.weights(y.index_select(0, routes.modality_rows).float())
             self.last_weights = weights.detach()

@@ -20,7 +20,15 @@ from models.decoder import Decoder
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
 from models.tokenizer import SentencePieceTokenizer
-from models.tower import Preprocess, Tower, find_tower_weights, load_tower_weights, preprocess_of, read_spec
+from models.tower import (
+    Preprocess,
+    Tower,
+    find_tower_weights,
+    load_tower_weights,
+    preprocess_of,
+    preprocess_settings,
+    read_spec,
+)
 from models.weights import load_decoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -88,7 +96,7 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
             f"base: the tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, but the decoder in "
             f"{folder} embeds {decoder.config.vocab_size}; name the tokenizer this decoder was trained with"
         )
-    spec = read_spec(settings.tower)
+    spec = read_spec(settings.tower, settings.tower_weights)
     tower = Tower(spec, settings.tower_every)
     load_tower_weights(tower, find_tower_weights(settings.tower, settings.tower_weights))
     tower.to(device, DTYPES[settings.precision]).eval()
@@ -97,7 +105,7 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
         "base_digest": digest(base_tensors(decoder)),
         "tower_digest": digest(base_tensors(tower)),
         "tokenizer_digest": tokenizer.digest,
-        "preprocess": {"image_size": list(tower.image_size), **spec.preprocess},
+        "preprocess": asdict(preprocess_settings(spec)),
         "template": "lavin",
     }
     model = MultimodalLM(decoder, tower).eval()
@@ -116,11 +124,20 @@ def load(
     path: Path | str, settings: BaseSettings | None = None, device: torch.device | str = "cpu"
 ) -> System:
     """A base with the adapter of a folder; without settings, the base the folder names."""
+    recorded = read_description(Path(path)).get("base")
     if settings is None:
-        recorded = read_description(Path(path)).get("base")
         if not isinstance(recorded, dict):
             raise ModelError(f"base: {path} does not say which base it was made for; pass its settings")
-        settings = BaseSettings(**recorded)
+        try:
+            settings = BaseSettings(**recorded)
+        except TypeError as error:
+            raise ModelError(f"base: {path} names its base by unknown settings ({error})") from error
+    every = recorded.get("tower_every") if isinstance(recorded, dict) else None
+    if every not in (None, settings.tower_every):
+        raise ModelError(
+            f"base: {path} was trained with class tokens after every {every} blocks of the tower, not "
+            f"{settings.tower_every}; set base.tower_every to {every}"
+        )
     system = build_base(settings, device)
     system.model.adapters.load_adapter(path)
     return system

@@ -28,6 +28,8 @@ class SentencePieceTokenizer:
         self.vocab_size: int = self.model.vocab_size()
         self.bos_id: int = self.model.bos_id()
         self.eos_id: int = self.model.eos_id()
+        if min(self.bos_id, self.eos_id) < 0:
+            raise ModelError(f"tokenizer: {path} lacks the begin or end piece that a decoder needs")
         # What encoding puts before the first character: a dummy space, in most models.
         self._line_break: list[int] = self.model.encode("\n")
 

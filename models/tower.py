@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,12 @@ class TowerSpec:
     preprocess: dict[str, Any]
 
 
-def read_spec(name: str) -> TowerSpec:
-    """The spec of an open_clip architecture name, a JSON file or a folder with `open_clip_config.json`."""
+def read_spec(name: str, weights: str = "") -> TowerSpec:
+    """The spec of an open_clip architecture name, a JSON file or a folder with `open_clip_config.json`.
+
+    A name says nothing of preprocessing; with a pretrained tag as weights it is the tag's, and so is the
+    activation, which some tags have otherwise than their architecture.
+    """
     path = Path(name)
     path = path / CONFIG_FILE if path.is_dir() else path
     if path.suffix == ".json":
@@ -44,11 +48,12 @@ def read_spec(name: str) -> TowerSpec:
             raise ModelError(f"tower: there is no file {path}")
         try:
             content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"tower: {path} is not JSON ({error})") from error
-        model = content.get("model_cfg", content)
-        if "vision_cfg" not in model:
-            raise ModelError(f"tower: {path} has no vision_cfg; it must be an open_clip model configuration")
+        model = content.get("model_cfg", content) if isinstance(content, dict) else {}
+        for key in ("vision_cfg", "embed_dim"):
+            if key not in model:
+                raise ModelError(f"tower: {path} has no {key}; it must be an open_clip model configuration")
         return TowerSpec(model, content.get("preprocess_cfg", {}))
     config = open_clip.get_model_config(name)
     if config is None:
@@ -56,13 +61,25 @@ def read_spec(name: str) -> TowerSpec:
             f"tower: {name!r} is neither a folder with {CONFIG_FILE} nor a model open_clip knows "
             "(open_clip.list_models() lists those)"
         )
-    return TowerSpec(config, {})
+    tag = open_clip.get_pretrained_cfg(name, weights)
+    if "quick_gelu" in tag:
+        config["quick_gelu"] = tag["quick_gelu"]
+    names = {field.name for field in fields(PreprocessCfg)}
+    return TowerSpec(config, {key: value for key, value in tag.items() if key in names})
+
+
+def preprocess_settings(spec: TowerSpec) -> PreprocessCfg:
+    """Size, mean, standard deviation and resizing of the tower's pictures, whole."""
+    settings = {"size": spec.model["vision_cfg"].get("image_size", 224), **spec.preprocess}
+    try:
+        return PreprocessCfg(**settings)
+    except TypeError as error:
+        raise ModelError(f"tower: preprocess_cfg has an unknown setting ({error})") from error
 
 
 def preprocess_of(spec: TowerSpec) -> Preprocess:
     """The tower's own way from a picture to float[3, H, W]."""
-    settings = {"size": spec.model["vision_cfg"].get("image_size", 224), **spec.preprocess}
-    return image_transform_v2(PreprocessCfg(**settings), is_train=False)  # type: ignore[no-any-return]
+    return image_transform_v2(preprocess_settings(spec), is_train=False)  # type: ignore[no-any-return]
 
 
 class Tower(nn.Module):
@@ -73,13 +90,19 @@ class Tower(nn.Module):
         settings = spec.model["vision_cfg"]
         if "timm_model_name" in settings or isinstance(settings.get("layers"), list):
             raise ModelError("tower: only open_clip's own vision transformers have class tokens to read")
-        vision = open_clip.model.CLIPVisionCfg(**settings)
+        try:
+            vision = open_clip.model.CLIPVisionCfg(**settings)
+        except TypeError as error:
+            raise ModelError(f"tower: vision_cfg has an unknown setting ({error})") from error
         quick = bool(spec.model.get("quick_gelu", False))
         self.visual = open_clip.model._build_vision_tower(spec.model["embed_dim"], vision, quick_gelu=quick)
         self.width: int = self.visual.conv1.out_channels
         self.image_size: tuple[int, int] = self.visual.image_size
         if not 0 < every <= len(self.blocks):
-            raise ModelError(f"tower: class tokens after every {every} blocks of {len(self.blocks)}")
+            raise ModelError(
+                f"tower: class tokens after every {every} blocks, but there are {len(self.blocks)}; "
+                f"set base.tower_every to 1 to {len(self.blocks)}"
+            )
         self.every = every
 
     @property
@@ -122,7 +145,7 @@ def load_tower_weights(tower: Tower, path: Path) -> None:
     visual = {name.removeprefix("visual."): x for name, x in tensors.items() if name.startswith("visual.")}
     expected = tower.visual.state_dict()
     missing, wrong = sorted(expected.keys() - visual.keys()), []
-    for name in expected.keys() & visual.keys():
+    for name in sorted(expected.keys() & visual.keys()):
         if visual[name].shape != expected[name].shape:
             wrong.append(f"{name} is {tuple(visual[name].shape)}, not {tuple(expected[name].shape)}")
     if missing or wrong or visual.keys() - expected.keys():
