@@ -60,7 +60,7 @@ class Adapters(nn.Module):
         self._make_parts, self._router_pass = make_parts, router_pass
         # A tuple keeps the model out of this module's own children.
         self._owner = (model,)
-        self._table_key: dict[str, tuple[int, set[torch.device]]] = {}
+        self._table_key: dict[str, tuple[int, int, set[torch.device]]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,11 +173,14 @@ class Adapters(nn.Module):
     def refresh_table(self) -> None:
         """Evaluates the routing table of the active adapter again if its tensors have changed."""
         name = self._chosen(None)
-        # In-place writes (an optimizer step, a load) raise a tensor's version.
+        # In-place writes raise a tensor's version, but a fused optimizer's step does not. Such a step comes
+        # after a gradient: with one at hand nothing is kept, and none may have come since the table was made.
         trained = self.trainable_parameters().values()
-        key = (sum(p._version for p in trained), {p.device for p in trained})
-        if self._table_key.get(name) == key:
+        learning = any(p.grad is not None for p in trained)
+        key = (sum(p._version for p in trained), self.state.gradients, {p.device for p in trained})
+        if not learning and self._table_key.get(name) == key:
             return
+        self._table_key.pop(name, None)
         training = self._owner[0].training
         self._owner[0].eval()
         try:
@@ -189,7 +192,8 @@ class Adapters(nn.Module):
             if name in wrapper.adapters:
                 assert wrapper.last_weights is not None, "the router pass visits every decoder site"
                 wrapper.table[name] = wrapper.last_weights
-        self._table_key[name] = key
+        if not learning:
+            self._table_key[name] = key
 
     def save_pretrained(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the active adapter's folder, whole or not at all (docs/format.md)."""

@@ -30,6 +30,11 @@ class RouteState:
 
     def __init__(self) -> None:
         self.current: Routes | None = None
+        self.gradients = 0  # how often a gradient has reached route weights: the table may be stale
+
+    def count_gradient(self, _: Tensor) -> None:
+        """Hook of route weights: a gradient comes before every optimizer step."""
+        self.gradients += 1
 
     @contextmanager
     def use(self, token_modality: Tensor, modality_rows: Tensor | None) -> Iterator[None]:

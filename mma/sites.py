@@ -58,6 +58,8 @@ class ModalitySite(nn.Module):
         if routes.modality_rows is not None:
             weights = adapter.weights(y.index_select(0, routes.modality_rows).float())
             self.last_weights = weights.detach()
+            if weights.requires_grad:
+                weights.register_hook(self._state.count_gradient)  # type: ignore[no-untyped-call]
         else:
             weights = self.table[self.active]
         out: Tensor = adapter(y, spread(weights, routes.token_modality))
