@@ -1,7 +1,9 @@
 """Draws the facts of a family as a picture: large clear marks, slightly different every time.
 
-Shifts, tints, line widths and the places of side issues vary; what states a fact never does. Knows
-nothing of questions, files or tensors.
+Shifts, tints, line widths and the places of side issues vary; what states a fact never does. Beyond the
+values of its family, a colour may be any of PAINTS, and a colour in place of a thing gives a plain thing
+of that colour, so that facts can be shown in combinations that no question uses. Knows nothing of
+questions, files or tensors.
 """
 
 from __future__ import annotations
@@ -67,19 +69,15 @@ def _clock(pen: Pen, facts: Facts, rng: random.Random) -> None:
 def _magnets(pen: Pen, facts: Facts, rng: random.Random) -> None:
     half_gap = 3 if facts["gap"] == "near" else 18
     pen.box(-10, 96, 154, 156, varied(PAINTS[facts["stand"]], rng))
-    inner_left = rng.choice("NS")
-    inner_right = inner_left if facts["poles"] == "like" else _other_pole(inner_left)
+    # The left magnet never turns: which of two varying magnets is like the other is hard to see at 72 px.
+    turned = "NS" if facts["poles"] == "like" else "SN"
     top = rng.uniform(50, 54)
-    for side, inner in ((-1, inner_left), (1, inner_right)):
-        for place, pole in ((0, inner), (1, _other_pole(inner))):
+    for side, poles in ((-1, "NS"), (1, turned)):
+        for place, pole in enumerate(poles):  # from the gap outwards
             near = 72 + side * (half_gap + 24 * place)
             paint = (224, 44, 48) if pole == "N" else (40, 84, 216)
             pen.box(min(near, near + 24 * side), top, max(near, near + 24 * side), top + 42, paint)
             pen.text(near + 12 * side, top + 21, pole, 22, WHITE)
-
-
-def _other_pole(pole: str) -> str:
-    return "S" if pole == "N" else "N"
 
 
 def _particles(pen: Pen, facts: Facts, rng: random.Random) -> None:
@@ -109,7 +107,8 @@ def _weather(pen: Pen, facts: Facts, rng: random.Random) -> None:
         "snowy": (176, 188, 206),
         "cloudy": (196, 222, 244),
     }
-    pen.box(-10, -10, 154, 154, varied(skies[facts["sky"]], rng), outlined=False)
+    sky = skies.get(facts["sky"]) or PAINTS[facts["sky"]]
+    pen.box(-10, -10, 154, 154, varied(sky, rng), outlined=False)
     if facts["sky"] == "sunny":
         x = rng.uniform(54, 90)
         for turn in range(12):
@@ -120,7 +119,7 @@ def _weather(pen: Pen, facts: Facts, rng: random.Random) -> None:
     elif facts["sky"] == "cloudy":
         for place, height in ((38, 34), (104, 30), (72, 62)):
             _cloud(pen.at(place + rng.uniform(-4, 4), height, 30), WHITE)
-    else:
+    elif facts["sky"] in skies:
         _cloud(pen.at(72 + rng.uniform(-6, 6), 30, 52), (92, 98, 110) if facts["sky"] == "rainy" else WHITE)
         for column in range(6):
             for row in range(2):
@@ -129,7 +128,10 @@ def _weather(pen: Pen, facts: Facts, rng: random.Random) -> None:
                     pen.line([(x, y), (x - 6, y + 15)], (20, 60, 210), 4.5)
                 else:
                     pen.disc(x, y + 4, 5.5, WHITE)
-    GROUNDS[facts["ground"]](pen, rng)
+    if facts["ground"] in GROUNDS:
+        GROUNDS[facts["ground"]](pen, rng)
+    else:
+        pen.box(-10, 98, 154, 154, varied(PAINTS[facts["ground"]], rng))
 
 
 def _cloud(pen: Pen, fill: Colour) -> None:
@@ -185,16 +187,23 @@ def _season(pen: Pen, facts: Facts, rng: random.Random) -> None:
         "summer": (30, 140, 50),
         "autumn": (222, 112, 24),
     }
-    if season in crowns:
-        _crown(tree, crowns[season], rng)
+    if season != "winter":
+        _crown(tree, crowns.get(season) or PAINTS[season], rng)
     else:
         for x, y in ((-34, -30), (-18, -52), (0, -58), (20, -50), (36, -28)):
             tree.line([(0, 20), (0.5 * x, 0.4 * y), (x, y)], WOOD, 5)
     if season == "autumn":
         for _ in range(7):
             tree.disc(rng.uniform(-36, 36), rng.uniform(56, 70), 4, (222, 112, 24))
-    height = {"bird": 44, "squirrel": 104, "butterfly": 74}[facts["animal"]]
-    ICONS[facts["animal"]](pen.at(112 if left else 32, height + rng.uniform(-3, 3), 22, mirrored=not left))
+    height = {"bird": 44, "squirrel": 104}.get(facts["animal"], 74) + rng.uniform(-3, 3)
+    _thing(pen.at(112 if left else 32, height, 22, mirrored=not left), facts["animal"])
+
+
+def _thing(frame: Pen, name: str) -> None:
+    if name in ICONS:
+        ICONS[name](frame)
+    else:
+        frame.disc(0, 0, 0.8, PAINTS[name])
 
 
 def _crown(tree: Pen, fill: Colour, rng: random.Random) -> None:
@@ -209,8 +218,8 @@ def _crown(tree: Pen, fill: Colour, rng: random.Random) -> None:
 
 
 def _food_chain(pen: Pen, facts: Facts, rng: random.Random) -> None:
-    ICONS[facts["producer"]](pen.at(32, 72 + rng.uniform(-5, 5), 24))
-    ICONS[facts["predator"]](pen.at(108, 72 + rng.uniform(-5, 5), 27))
+    _thing(pen.at(32, 72 + rng.uniform(-5, 5), 24), facts["producer"])
+    _thing(pen.at(108, 72 + rng.uniform(-5, 5), 27), facts["predator"])
     pen.line([(60, 72), (72, 72)], INK, 5)
     pen.polygon([(70, 64), (70, 80), (80, 72)], INK)
 
@@ -218,6 +227,7 @@ def _food_chain(pen: Pen, facts: Facts, rng: random.Random) -> None:
 def _map(pen: Pen, facts: Facts, rng: random.Random) -> None:
     pen.box(5, 5, 139, 139, varied((240, 232, 202), rng))
     steps = {"north": (0, -1), "south": (0, 1), "east": (1, 0), "west": (-1, 0)}
+    steps |= {"northwest": (-1, -1), "southwest": (-1, 1), "southeast": (1, 1)}
     x, y = steps[facts["direction"]]
     along = rng.uniform(-5, 5)
     place = (72 + 43 * x + along * y, 74 + 43 * y + along * x)
@@ -226,7 +236,7 @@ def _map(pen: Pen, facts: Facts, rng: random.Random) -> None:
         house = pen.at(72 + dx, 74 + dy, 7)
         house.box(-0.9, -0.2, 0.9, 1, (250, 244, 236))
         house.polygon([(-1.2, -0.2), (0, -1.2), (1.2, -0.2)], (200, 60, 50))
-    ICONS[facts["landmark"]](pen.at(*place, 20))
+    _thing(pen.at(*place, 20), facts["landmark"])
     rose = pen.at(118, 32, 11)
     rose.polygon([(-0.35, 0), (0, -1.2), (0.35, 0)], INK)
     rose.polygon([(-0.35, 0), (0, 1.2), (0.35, 0)], WHITE)
@@ -238,7 +248,8 @@ def _bar_chart(pen: Pen, facts: Facts, rng: random.Random) -> None:
     count = NUMBERS[facts["bars"]]
     others = [name for name in COLOURS[:4] if name != facts["tallest"]]
     rng.shuffle(others)
-    names = [*others, *rng.sample(COLOURS[4:], 2)][: count - 1]
+    rest = [name for name in COLOURS[4:] if name != facts["tallest"]]
+    names = [*others, *rng.sample(rest, len(rest))][: count - 1]
     bars = [(name, rng.uniform(24, 66)) for name in names]
     bars.append((facts["tallest"], rng.uniform(100, 108)))
     rng.shuffle(bars)

@@ -80,3 +80,23 @@ def test_an_icon_exists_for_every_animal_plant_and_landmark() -> None:
         *BY_NAME["season"].attributes["animal"],
     }
     assert wanted == set(ICONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "spare"),
+    [
+        ("thermometer", {"liquid": "pink"}),
+        ("weather", {"sky": "olive"}),
+        ("weather", {"ground": "turquoise"}),
+        ("season", {"season": "grey"}),
+        ("season", {"animal": "pink"}),
+        ("food_chain", {"producer": "pink"}),
+        ("food_chain", {"predator": "olive"}),
+        ("map", {"landmark": "turquoise"}),
+        ("map", {"direction": "southwest"}),
+        ("bar_chart", {"tallest": "purple", "bars": "five"}),
+    ],
+)
+def test_a_value_beyond_the_family_is_drawn_too(name: str, spare: dict[str, str]) -> None:
+    facts = combinations(BY_NAME[name])[0]
+    assert (abs(pixels(BY_NAME[name], {**facts, **spare}) - pixels(BY_NAME[name], facts)) > 60).sum() > 100
