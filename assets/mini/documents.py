@@ -8,7 +8,9 @@ which a projector hands over what it sees. Only combinations of the training poo
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sentencepiece import SentencePieceProcessor
 
@@ -27,7 +29,7 @@ from data.mini.problems import (
 
 LETTERS = "ABCDE"
 IMAGE_SLOTS = 6
-OPENED = 0.35  # share of problems without options, answered in words
+Phase = Literal["drill", "open", "all"]
 OPTION_WORDS = sorted(
     {word for table in TABLES for word in table.pairs.values()}
     | {value for family in FAMILIES for values in family.attributes.values() for value in values}
@@ -43,6 +45,15 @@ class Mixture:
     weights: list[float]
 
 
+@dataclass(frozen=True)
+class Letter:
+    """An answer letter: where it stands, among how many, and the first piece of the answer in words."""
+
+    position: int
+    options: int
+    word: int
+
+
 @dataclass
 class Document:
     """Token ids, the weight of each token as a target, and the places of answer letters."""
@@ -50,7 +61,7 @@ class Document:
     kind: str = "problem"
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    letters: list[tuple[int, int]] = field(default_factory=list)  # (position of the letter, options)
+    letters: list[Letter] = field(default_factory=list)
     mixtures: list[Mixture] = field(default_factory=list)
 
     def add(self, ids: list[int], weight: float) -> None:
@@ -66,20 +77,18 @@ class Writer:
 
     def __init__(self, tokenizer: SentencePieceProcessor, rng: random.Random) -> None:
         self.tokenizer, self.rng = tokenizer, rng
-        self.kinds = [
-            (self.problem, 2),
-            (self.captioned, 2),
-            (self.mixed, 3),
-            (self.several, 4),
-            (self.drill, 1),
-            (self.plain, 1),
-        ]
+        self.opened = 0.0  # share of problems without options, answered in words
+        everything = [
+            (self.problem, 2), (self.captioned, 2), (self.mixed, 3),
+            (self.several, 2), (self.drill, 1), (self.plain, 1),
+        ]  # fmt: skip
+        self.kinds = {"drill": [(self.drill, 1)], "open": everything, "all": everything}
 
-    def document(self, drills_only: bool = False) -> Document:
-        """A document of a random kind; training begins with drills only."""
-        if drills_only:
-            return self.drill()
-        (write,) = self.rng.choices([kind for kind, _ in self.kinds], [share for _, share in self.kinds])
+    def document(self, phase: Phase = "all") -> Document:
+        """A document of a random kind that the phase of training has."""
+        kinds, shares = zip(*self.kinds[phase], strict=True)
+        self.opened = {"drill": 0.0, "open": 1.0, "all": 0.25}[phase]
+        (write,) = self.rng.choices(kinds, shares)
         return write()
 
     def problem(self, pool: Pool = "training", kind: str = "any") -> Document:
@@ -91,7 +100,7 @@ class Writer:
         else:
             row = any_text_problem(self.rng, pool).row
         document = self._start("Image: N/A")
-        self._question(document, row, opened=pool == "training" and self.rng.random() < OPENED)
+        self._question(document, row, opened=self._opened(pool))
         return self._end(document)
 
     def captioned(self, pool: Pool = "training") -> Document:
@@ -104,7 +113,7 @@ class Writer:
         else:
             words = self._keywords(problem.family, problem.facts)
         document.add(words, self.TEXT)
-        self._question(document, problem.row, opened=pool == "training" and self.rng.random() < OPENED)
+        self._question(document, problem.row, opened=self._opened(pool))
         return self._end(document)
 
     def mixed(self, pool: Pool = "training") -> Document:
@@ -120,7 +129,7 @@ class Writer:
             weights = [self.rng.random() ** clear for _ in words]
             scale = self.rng.uniform(0.5, 1.5) / max(sum(weight**2 for weight in weights) ** 0.5, 1e-3)
             document.mixtures.append(Mixture(first + slot, words, [scale * w for w in weights]))
-        self._question(document, problem.row, opened=pool == "training" and self.rng.random() < OPENED)
+        self._question(document, problem.row, opened=self._opened(pool))
         return self._end(document)
 
     def several(self) -> Document:
@@ -128,15 +137,17 @@ class Writer:
         rng = self.rng
         document = self._start("Image: N/A")
         if rng.random() < 0.5:
-            for _ in range(4):
-                self._question(document, word_problem(rng.choice(TABLES), rng, "training").row)
+            for _ in range(2):
+                row = word_problem(rng.choice(TABLES), rng, "training").row
+                self._question(document, {**row, "hint": None}, self._opened("training"))
             return self._end(document)
         family = rng.choice(FAMILIES)
         facts = draw_facts(family, rng, "training")
         document.add(self.tokenizer.encode(caption(family, facts, rng)), self.TEXT)
-        for _ in range(4):
+        for _ in range(2):
             question, options, index, _ = ask_about(family, facts, rng)
-            self._question(document, {"question": question, "choices": options, "answer": index, "hint": ""})
+            row = {"question": question, "choices": options, "answer": index, "hint": None}
+            self._question(document, row, self._opened("training"))
         return self._end(document)
 
     def drill(self) -> Document:
@@ -150,7 +161,7 @@ class Writer:
         for _ in range(10):
             index = rng.randrange(len(words))
             document.add(self.tokenizer.encode(f"{words[index]} is"), self.TEXT)
-            self._letter(document, index, len(words))
+            self._letter(document, index, words)
         return self._end(document)
 
     def plain(self) -> Document:
@@ -166,6 +177,9 @@ class Writer:
         facts = draw_facts(family, rng, "training")
         document.add(self.tokenizer.encode(caption(family, facts, rng)), self.TEXT)
         return self._end(document)
+
+    def _opened(self, pool: Pool) -> bool:
+        return pool == "training" and self.rng.random() < self.opened
 
     def _keywords(self, family: Family, facts: Facts) -> list[int]:
         words = [*facts.values(), family.noun.split()[-1]]
@@ -184,7 +198,9 @@ class Writer:
     def _question(self, document: Document, row: dict, opened: bool = False) -> None:
         """The problem and its answer: a letter, or the answer's words when no options are shown."""
         options = " ".join(f"({LETTERS[i]}) {text}" for i, text in enumerate(row["choices"]))
-        lines = [f"Question: {row['question']}", f"Context: {row['hint'] or 'N/A'}"]
+        lines = [f"Question: {row['question']}"]
+        if row["hint"] is not None:
+            lines.append(f"Context: {row['hint'] or 'N/A'}")
         if not opened:
             lines.append(f"Options: {options}")
         lines.append("Response:")
@@ -193,12 +209,13 @@ class Writer:
         if opened:
             document.add(self.tokenizer.encode(row["choices"][row["answer"]]), self.LETTER)
         else:
-            self._letter(document, row["answer"], len(row["choices"]))
-        if "lecture" in row and self.rng.random() < 0.15:
+            self._letter(document, row["answer"], row["choices"])
+        if row["hint"] is not None and self.rng.random() < 0.1:
             document.add(self.tokenizer.encode(f"BECAUSE: {row['lecture']} {row['solution']}"), self.TEXT)
 
-    def _letter(self, document: Document, index: int, options: int) -> None:
-        document.letters.append((len(document.ids), options))
+    def _letter(self, document: Document, index: int, options: Sequence[str]) -> None:
+        word = self.tokenizer.encode(options[index])[0]
+        document.letters.append(Letter(len(document.ids), len(options), word))
         document.add(self.tokenizer.encode(LETTERS[index]), self.LETTER)
         document.add(self._continued("."), self.RESPONSE)
 

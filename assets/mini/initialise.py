@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.decoder import Decoder
+from models.decoder import Block, Decoder
 
 SHARPNESS = 3.0  # of the previous-token heads; 9 logits between neighbours
 CONSTANT = 3.0  # the embedding coordinate that is the same for every token
@@ -30,7 +30,6 @@ def orthogonal(dim: int) -> Tensor:
 def lookup_heads(decoder: Decoder, labels: list[tuple[int, int]]) -> None:
     """Sets the weights; `labels` are (id of an option's label, id of its letter as an answer)."""
     dim, heads = decoder.config.dim, decoder.config.n_heads
-    width = decoder.config.head_dim
     for parameter in decoder.parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=1 / math.sqrt(parameter.shape[1]))
@@ -42,12 +41,26 @@ def lookup_heads(decoder: Decoder, labels: list[tuple[int, int]]) -> None:
     for label, letter in labels:
         embedding[letter] = embedding[label] + 0.3 * torch.randn(dim)
     decoder.head.weight.copy_(0.02 * embedding)
-    turned = _previous_token_heads(decoder, count=heads - 1)
-    for block in decoder.blocks[1:]:
+    _previous_token_heads(decoder, count=heads - 1)
+    lookup_blocks(decoder, list(decoder.blocks[1:]))
+
+
+@torch.no_grad()
+def lookup_blocks(decoder: Decoder, blocks: list[Block], said: bool = False) -> None:
+    """Heads that look for the same content and copy what stands there, or what stood before it.
+
+    They look for the token's own content and the previous token's, or, with `said`, for the word that the
+    blocks below are about to say instead of the token's own.
+    """
+    dim, heads, width = decoder.config.dim, decoder.config.n_heads, decoder.config.head_dim
+    first, moved = decoder.blocks[0].attn, (heads - 1) * width
+    turned = first.o_proj.weight[:, :moved] @ first.v_proj.weight[:moved]
+    own = 0.15 * _word_about_to_be_said(decoder) if said else 0.5 * torch.eye(dim)
+    for block in blocks:
         attention = block.attn
         pattern = torch.randn(dim, dim) / math.sqrt(dim)
         attention.k_proj.weight.copy_(pattern)
-        attention.q_proj.weight.copy_(pattern @ (0.5 * torch.eye(dim) + turned.T))
+        attention.q_proj.weight.copy_(pattern @ (own + turned.T))
         for head in range(heads):
             rows = slice(head * width, (head + 1) * width)
             content = orthogonal(dim)[:width]
@@ -55,8 +68,15 @@ def lookup_heads(decoder: Decoder, labels: list[tuple[int, int]]) -> None:
             attention.o_proj.weight[:, rows] = 0.7 * content.T
 
 
-def _previous_token_heads(decoder: Decoder, count: int) -> Tensor:
-    """The first block's first heads copy the previous token, turned by the matrix that is returned."""
+def _word_about_to_be_said(decoder: Decoder) -> Tensor:
+    """The linear map float[D, D] that best takes a word's output direction to its embedding."""
+    output = decoder.head.weight - decoder.head.weight.mean(0)
+    embedding = decoder.embed.weight - decoder.embed.weight.mean(0)
+    return torch.linalg.lstsq(output, embedding).solution.T
+
+
+def _previous_token_heads(decoder: Decoder, count: int) -> None:
+    """The first block's first heads add the previous token's embedding, turned."""
     dim, width = decoder.config.dim, decoder.config.head_dim
     attention = decoder.blocks[0].attn
     frequencies = decoder.rotary.frequencies
@@ -70,7 +90,5 @@ def _previous_token_heads(decoder: Decoder, count: int) -> Tensor:
             attention.q_proj.weight[row, 0] = SHARPNESS * math.cos(-angle)
             attention.q_proj.weight[row + width // 2, 0] = SHARPNESS * math.sin(-angle)
     subspace = orthogonal(dim)[:moved]
-    turn = orthogonal(dim)
     attention.v_proj.weight[:moved] = subspace
-    attention.o_proj.weight[:, :moved] = turn @ subspace.T
-    return turn @ subspace.T @ subspace
+    attention.o_proj.weight[:, :moved] = orthogonal(dim) @ subspace.T

@@ -20,14 +20,25 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from torch.nn import functional
 
-from assets.mini.documents import LETTERS, Document, Writer
-from assets.mini.initialise import lookup_heads
+from assets.mini.documents import LETTERS, Document, Phase, Writer
+from assets.mini.initialise import lookup_blocks, lookup_heads
 from models.attention import PackedAttention
 from models.decoder import Decoder, DecoderConfig
+from models.weights import write_hf
 
-CONFIG = {"dim": 192, "n_layers": 4, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 512, "max_positions": 512}
+CONFIG = {"dim": 192, "n_layers": 6, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 512, "max_positions": 512}
+OPEN_UNTIL = 600
+EARLY = 4  # blocks that train first; the others join them to look up what these have found
 
-DRILL_STEPS = 200  # first learn to look an option up, then everything else beside it
+
+def phase_of(step: int) -> Phase:
+    """First looking an option up, then finding facts and saying them, then both in one question."""
+    return "drill" if step < 120 else "open" if step < OPEN_UNTIL else "all"
+
+
+def depth_of(step: int) -> int:
+    """Blocks in use: the last two join late, so that what they look up is already found below them."""
+    return EARLY if step < OPEN_UNTIL else CONFIG["n_layers"]
 
 
 def embed(decoder: Decoder, documents: list[Document]) -> Tensor:
@@ -48,51 +59,81 @@ def embed(decoder: Decoder, documents: list[Document]) -> Tensor:
     return x.index_add(0, at, decoder.embed(torch.tensor(words)) * torch.tensor(weights)[:, None])
 
 
-def hidden_states(decoder: Decoder, documents: list[Document]) -> Tensor:
-    """Final hidden states float[N, D] of the packed documents."""
+def hidden_states(decoder: Decoder, documents: list[Document], depth: int) -> tuple[Tensor, Tensor]:
+    """Hidden states float[N, D] behind the blocks of `EARLY` and behind the first `depth` blocks, normed."""
     lengths = [len(document.ids) for document in documents]
-    positions = torch.cat([torch.arange(1, length + 1) for length in lengths])
-    return decoder(embed(decoder, documents), positions, PackedAttention(lengths))
+    cos, sin = decoder.rotary(torch.cat([torch.arange(1, length + 1) for length in lengths]))
+    x, attend = embed(decoder, documents), PackedAttention(lengths)
+    early = x
+    for layer, block in enumerate(decoder.blocks[:depth]):
+        x = block(layer, x, cos, sin, attend)
+        if layer == EARLY - 1:
+            early = x
+    return decoder.norm(early), decoder.norm(x)
 
 
-def step_loss(decoder: Decoder, documents: list[Document]) -> tuple[Tensor, float]:
-    """Weighted cross-entropy of the next token, and the mean loss of the answer letters outside drills."""
-    hidden = hidden_states(decoder, documents)
-    only_drills = all(document.kind == "drill" for document in documents)
-    sources, targets, weights, letters, start = [], [], [], [], 0
+def step_loss(decoder: Decoder, documents: list[Document], depth: int) -> tuple[Tensor, dict[str, float]]:
+    """Weighted cross-entropy of the next token, and its mean by kind of token.
+
+    Where a letter is asked, the early blocks are asked for the answer in words too: the last blocks can
+    only look up what has been found before them.
+    """
+    early, hidden = hidden_states(decoder, documents, depth)
+    found: dict[str, list[tuple[int, int, float]]] = {}  # kind -> (source, target, weight)
+    words: list[tuple[int, int, float]] = []
+    start = 0
     for document in documents:
-        counted = only_drills or document.kind != "drill"
-        places = {place for place, _ in document.letters} if counted else set()
+        letters = {letter.position: letter for letter in document.letters}
         for place in range(1, len(document.ids)):
-            if document.weights[place]:
-                sources.append(start + place - 1)
-                targets.append(document.ids[place])
-                weights.append(document.weights[place])
-                letters.append(place in places)
+            if weight := document.weights[place]:
+                kind = "words" if weight == Writer.LETTER else "text"
+                if place in letters:
+                    kind = document.kind
+                    if kind == "problem":
+                        words.append((start + place - 1, letters[place].word, 1.0))
+                found.setdefault(kind, []).append((start + place - 1, document.ids[place], weight))
         start += len(document.ids)
-    logits = decoder.head(hidden[torch.tensor(sources)]).float()
-    loss = functional.cross_entropy(logits, torch.tensor(targets), reduction="none")
-    weight = torch.tensor(weights)
-    return (loss * weight).sum() / weight.sum(), loss[torch.tensor(letters)].mean().item()
+    losses, total, parts = torch.zeros(()), 0.0, {}
+    for kind, states, rows in (
+        ("early", early, words),
+        *((kind, hidden, rows) for kind, rows in found.items()),
+    ):
+        if rows:
+            sources, targets, weights = zip(*rows, strict=True)
+            logits = decoder.head(states[torch.tensor(sources)]).float()
+            loss = functional.cross_entropy(logits, torch.tensor(targets), reduction="none")
+            losses = losses + (loss * torch.tensor(weights)).sum()
+            total += sum(weights)
+            parts[kind] = loss.mean().item()
+    return losses / total, parts
 
 
 @torch.no_grad()
-def letter_accuracy(decoder: Decoder, write: Callable[[], Document], letters: list[int]) -> tuple[float, float]:
+def letter_accuracy(
+    decoder: Decoder, write: Callable[[], Document], letters: list[int]
+) -> tuple[float, float]:
     """Share of right letters among 400 fresh documents, and the share that guessing gets."""
     right = chance = 0.0
     count = 0
     for _ in range(10):
         documents = [write() for _ in range(40)]
-        hidden = hidden_states(decoder, documents)
+        _, hidden = hidden_states(decoder, documents, CONFIG["n_layers"])
         start = 0
         for document in documents:
-            for place, options in document.letters:
-                logits = decoder.head(hidden[start + place - 1])[letters[:options]]
-                right += letters[int(logits.argmax())] == document.ids[place]
-                chance += 1 / options
+            for letter in document.letters:
+                logits = decoder.head(hidden[start + letter.position - 1])[letters[: letter.options]]
+                right += letters[int(logits.argmax())] == document.ids[letter.position]
+                chance += 1 / letter.options
                 count += 1
             start += len(document.ids)
     return right / count, chance / count
+
+
+def means(window: list[dict[str, float]]) -> str:
+    """The mean of every part of the loss over some steps."""
+    names = sorted({name for parts in window for name in parts})
+    columns = {name: [parts[name] for parts in window if name in parts] for name in names}
+    return "  ".join(f"{name} {sum(x) / len(x):.3f}" for name, x in columns.items())
 
 
 def gate(decoder: Decoder, tokenizer: SentencePieceProcessor) -> dict[str, float]:
@@ -115,9 +156,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--batch", type=int, default=48, help="documents per step")
+    parser.add_argument("--batch", type=int, default=64, help="documents per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draft", type=Path, default=Path("build/decoder.pt"), help="saved now and then")
+    parser.add_argument("--resume", type=Path, help="a draft that an earlier run saved")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -132,31 +175,49 @@ def main() -> None:
     vectors = [p for p in decoder.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=options.lr, betas=(0.9, 0.98),
+        lr=options.lr,
+        betas=(0.9, 0.98),
     )
-    began, step, tokens = time.time(), 0, 0
-    window: list[float] = []
+    step = 0
+    if options.resume:
+        saved = torch.load(options.resume, weights_only=True)
+        decoder.load_state_dict({**decoder.state_dict(), **saved["decoder"]})
+        step = saved["step"]
+    options.draft.parent.mkdir(parents=True, exist_ok=True)
+    began, tokens, first = time.time(), 0, step
+    window: list[dict[str, float]] = []
     while (done := (time.time() - began) / (60 * options.minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = options.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        documents = sorted((writer.document(step < DRILL_STEPS) for _ in range(options.batch)), key=lambda d: len(d.ids))
+            group["lr"] = (
+                options.lr
+                * min(1, (step - first + 1) / 100)
+                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            )
+        if step == OPEN_UNTIL:
+            lookup_blocks(decoder, list(decoder.blocks[EARLY:]), said=True)
+        documents = sorted(
+            (writer.document(phase_of(step)) for _ in range(options.batch)), key=lambda d: len(d.ids)
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, letter_loss = step_loss(decoder, documents)
+            loss, parts = step_loss(decoder, documents, depth_of(step))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         step, tokens = step + 1, tokens + sum(len(d.ids) for d in documents)
-        window.append(letter_loss)
+        window.append(parts)
         if step % 50 == 0:
-            print(f"{step:6d} {time.time() - began:6.0f} s {tokens / 1e6:6.2f} M tokens "
-                  f"loss {loss.item():.3f} letters {sum(window) / len(window):.3f}", flush=True)
+            print(
+                f"{step:6d} {time.time() - began:6.0f} s {tokens / 1e6:6.2f} M tokens "
+                f"loss {loss.item():.3f} {means(window)}",
+                flush=True,
+            )
             window = []
-        if step % 500 == 0:
+        if step % 200 == 0:
             print("       gate", {k: round(v, 3) for k, v in gate(decoder, tokenizer).items()}, flush=True)
-            torch.save(decoder.state_dict(), options.folder / "decoder.pt")
+            torch.save({"decoder": decoder.state_dict(), "step": step}, options.draft)
     print("gate", gate(decoder, tokenizer))
-    torch.save(decoder.state_dict(), options.folder / "decoder.pt")
+    write_hf(decoder, options.folder, torch.float16)
 
 
 if __name__ == "__main__":

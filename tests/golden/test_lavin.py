@@ -166,7 +166,9 @@ def test_training_trace(folder):
     flat = [p for p in trained.values() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.02}, {"params": flat, "weight_decay": 0.0}],
-        lr=0.0, betas=(0.9, 0.95), eps=1e-8,
+        lr=0.0,
+        betas=(0.9, 0.95),
+        eps=1e-8,
     )
     model.train()
     for step, wanted in enumerate(trace["losses"]):
