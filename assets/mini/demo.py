@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-
 import train
 from data.mini.generate import generate
 from data.pictures import picture_loader

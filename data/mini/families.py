@@ -83,7 +83,9 @@ FAMILIES: tuple[Family, ...] = (
             Ask("temperature", ("What temperature does the thermometer show?", "How warm is it?")),
             Ask("liquid", ("What is the colour of the liquid in the thermometer?",)),
         ),
-        lecture="A thermometer is a tool that measures temperature. The top of the liquid lines up with a number.",
+        lecture=(
+            "A thermometer is a tool that measures temperature. The top of the liquid lines up with a number."
+        ),
     ),
     Family(
         name="clock",
@@ -169,7 +171,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
             Ask("ground", ("What kind of place is it?",)),
         ),
-        lecture="Weather is what the air is like. Bring an umbrella for rain, a hat for sun and a scarf for snow.",
+        lecture=(
+            "Weather is what the air is like. Bring an umbrella for rain, a hat for sun and a scarf for snow."
+        ),
     ),
     Family(
         name="season",
@@ -193,7 +197,10 @@ FAMILIES: tuple[Family, ...] = (
             ),
             Ask("animal", ("Which animal is near the tree?",)),
         ),
-        lecture="A tree has blossoms in spring, green leaves in summer, brown leaves in autumn and none in winter.",
+        lecture=(
+            "A tree has blossoms in spring, green leaves in summer, brown leaves in autumn "
+            "and none in winter."
+        ),
     ),
     Family(
         name="food_chain",
@@ -212,7 +219,9 @@ FAMILIES: tuple[Family, ...] = (
             Ask("producer", ("Which living thing is the producer in the food chain?",)),
             Ask("predator", ("Which living thing is the top predator in the food chain?",)),
         ),
-        lecture="A food chain starts with a producer, which makes its own food, and ends with a top predator.",
+        lecture=(
+            "A food chain starts with a producer, which makes its own food, and ends with a top predator."
+        ),
     ),
     Family(
         name="map",
@@ -228,7 +237,10 @@ FAMILIES: tuple[Family, ...] = (
             "landmark": ("The map shows a {}.", "There is a {} on the map."),
         },
         asks=(
-            Ask("direction", ("In which direction do you walk from the town?", "Which direction is it from the town?")),
+            Ask(
+                "direction",
+                ("In which direction do you walk from the town?", "Which direction is it from the town?"),
+            ),
             Ask("landmark", ("What does the map show near the town?", "Which landmark is on the map?")),
         ),
         lecture="On a map with a compass rose, north is up, south is down, east is right and west is left.",

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from einops import rearrange
-from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.attention import PackedAttention
