@@ -130,6 +130,8 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[s
     if extra := sorted(tensors.keys() - expected.keys()):
         raise AdapterError(f"adapter: {path} has {len(extra)} tensors too many: {', '.join(extra[:3])}")
     for name, shape in expected.items():
+        if not tensors[name].is_floating_point():
+            raise AdapterError(f"adapter: {name} in {path} is of {tensors[name].dtype}, not a floating type")
         if tensors[name].shape != shape:
             raise AdapterError(
                 f"adapter: {name} in {path} is {tuple(tensors[name].shape)}, but the settings ask for "

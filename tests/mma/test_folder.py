@@ -233,6 +233,10 @@ REFUSALS = {
         damage_tensors(lambda t: t.update({"modality.weight": torch.zeros(3, 32)})),
         r"modality\.weight in .* is \(3, 32\), but the settings ask for \(2, 32\)",
     ),
+    "whole numbers": (
+        damage_tensors(lambda t: t.update({"modality.weight": torch.zeros(2, 32, dtype=torch.int64)})),
+        r"modality\.weight in .* is of torch\.int64, not a floating type",
+    ),
     "other rank": (lambda f: edit(f, r=4), r"is \(8, 32\), but the settings ask for \(4, 32\)|\(2, 32, 4\)"),
     "other placement": (lambda f: edit(f, placement="mlp"), r"lacks \d+ tensors: .*mlp_norm"),
     "truncated": (truncate, r"adapter_model\.safetensors cannot be read, it may be truncated"),
@@ -277,6 +281,16 @@ def test_a_held_name_is_not_loaded_over(tiny_system, saved, batch):
     with pytest.raises(AdapterError, match="already one named 'default'"):
         model.adapters.load_adapter(saved)
     assert torch.equal(logits(model, batch), before)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_are_read(saved, fresh, kind):
+    tensors = {name: tensor.to(kind) for name, tensor in load_file(saved / TENSORS).items()}
+    save_file(tensors, saved / TENSORS)
+    fresh.model.adapters.load_adapter(saved)
+    for name, parameter in fresh.model.adapters.trainable_parameters().items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, tensors[name].float())
 
 
 def test_a_newer_minor_version_may_know_more(saved, fresh):
