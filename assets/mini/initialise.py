@@ -11,14 +11,19 @@ Letters: D width, H heads, E head width.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.decoder import Block, Decoder
 
 SHARPNESS = 3.0  # of the previous-token heads; 9 logits between neighbours
 CONSTANT = 3.0  # the embedding coordinate that is the same for every token
+
+MATCH = 3.5  # of a fitted lookup's queries and keys: several logits for the same content
+STRENGTH = 80.0  # of what a fitted lookup says, as strong as the stream it is added to
 
 
 def orthogonal(dim: int) -> Tensor:
@@ -41,42 +46,77 @@ def lookup_heads(decoder: Decoder, labels: list[tuple[int, int]]) -> None:
     for label, letter in labels:
         embedding[letter] = embedding[label] + 0.3 * torch.randn(dim)
     decoder.head.weight.copy_(0.02 * embedding)
-    _previous_token_heads(decoder, count=heads - 1)
-    lookup_blocks(decoder, list(decoder.blocks[1:]))
+    turned = _previous_token_heads(decoder, count=heads - 1)
+    for block in decoder.blocks[1:]:
+        _lookup_block(block, turned)
+
+
+def _lookup_block(block: Block, turned: Tensor) -> None:
+    """Heads that look for the same content and copy what stands there, or what stood before it."""
+    dim, heads, width = (
+        turned.shape[0],
+        block.attn.o_proj.in_features // block.attn.head_dim,
+        block.attn.head_dim,
+    )
+    attention = block.attn
+    pattern = torch.randn(dim, dim) / math.sqrt(dim)
+    attention.k_proj.weight.copy_(pattern)
+    attention.q_proj.weight.copy_(pattern @ (0.5 * torch.eye(dim) + turned.T))
+    for head in range(heads):
+        rows = slice(head * width, (head + 1) * width)
+        content = orthogonal(dim)[:width]
+        attention.v_proj.weight[rows] = content @ turned.T if head % 2 == 0 else content
+        attention.o_proj.weight[:, rows] = 0.7 * content.T
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Normed hidden states where a letter is asked and at the options, and what they should tell."""
+
+    asked: Tensor  # float[A, D]
+    answers: Tensor  # int64[A], first piece of the right option
+    options: Tensor  # float[B, D]
+    words: Tensor  # int64[B], first piece of each option
+    letters: Tensor  # int64[B], the answer letter of each option
+    others: Tensor  # float[C, D], at other places, which must not be found
 
 
 @torch.no_grad()
-def lookup_blocks(decoder: Decoder, blocks: list[Block], said: bool = False) -> None:
-    """Heads that look for the same content and copy what stands there, or what stood before it.
+def fit_lookup(decoder: Decoder, block: Block, found: Lookups) -> None:
+    """Makes a block answer with the letter of the option that the blocks below have in mind.
 
-    They look for the token's own content and the previous token's, or, with `said`, for the word that the
-    blocks below are about to say instead of the token's own.
+    Queries, keys and values are linear maps, so each is fitted by ridge regression to what it should
+    carry: the answer's embedding, the option's embedding, the output direction of the option's letter.
     """
-    dim, heads, width = decoder.config.dim, decoder.config.n_heads, decoder.config.head_dim
-    first, moved = decoder.blocks[0].attn, (heads - 1) * width
-    turned = first.o_proj.weight[:, :moved] @ first.v_proj.weight[:moved]
-    own = 0.15 * _word_about_to_be_said(decoder) if said else 0.5 * torch.eye(dim)
-    for block in blocks:
-        attention = block.attn
-        pattern = torch.randn(dim, dim) / math.sqrt(dim)
-        attention.k_proj.weight.copy_(pattern)
-        attention.q_proj.weight.copy_(pattern @ (own + turned.T))
-        for head in range(heads):
-            rows = slice(head * width, (head + 1) * width)
-            content = orthogonal(dim)[:width]
-            attention.v_proj.weight[rows] = content @ turned.T if head % 2 == 0 else content
-            attention.o_proj.weight[:, rows] = 0.7 * content.T
+    embedding, output = decoder.embed.weight, decoder.head.weight - decoder.head.weight.mean(0)
+    ask = _ridge(found.asked, embedding[found.answers])
+    nothing = torch.zeros(len(found.others), embedding.shape[1])
+    offered = torch.cat([embedding[found.words], nothing])
+    offer = _ridge(torch.cat([found.options, found.others]), offered)
+    tell = _ridge(found.options, functional.normalize(output[found.letters], dim=1))
+    dim, width = decoder.config.dim, decoder.config.head_dim
+    attention = block.attn
+    pattern = MATCH * orthogonal(dim)
+    steady = torch.arange(dim) % (width // 2) >= width // 6  # slow rotations: they match over a distance
+    pattern[~steady] = 0
+    content = orthogonal(dim)
+    attention.q_proj.weight.copy_(pattern @ ask)
+    attention.k_proj.weight.copy_(pattern @ offer)
+    attention.v_proj.weight.copy_(content @ tell)
+    attention.o_proj.weight.copy_(STRENGTH * content.T)
 
 
-def _word_about_to_be_said(decoder: Decoder) -> Tensor:
-    """The linear map float[D, D] that best takes a word's output direction to its embedding."""
-    output = decoder.head.weight - decoder.head.weight.mean(0)
-    embedding = decoder.embed.weight - decoder.embed.weight.mean(0)
-    return torch.linalg.lstsq(output, embedding).solution.T
+def _ridge(inputs: Tensor, targets: Tensor) -> Tensor:
+    """The matrix float[E, D] with inputs @ matrix.T closest to the targets."""
+    square = inputs.T @ inputs + 1e-2 * len(inputs) * torch.eye(inputs.shape[1])
+    matrix = torch.linalg.solve(square, inputs.T @ targets).T
+    explained = 1 - (inputs @ matrix.T - targets).square().mean() / targets.var(0).mean()
+    print(f"fitted lookup: {explained:.2f} of the variance explained")
+    return matrix
 
 
-def _previous_token_heads(decoder: Decoder, count: int) -> None:
-    """The first block's first heads add the previous token's embedding, turned."""
+def _previous_token_heads(decoder: Decoder, count: int) -> Tensor:
+    """The first block's first heads add the previous token's embedding, turned by the returned matrix."""
     dim, width = decoder.config.dim, decoder.config.head_dim
     attention = decoder.blocks[0].attn
     frequencies = decoder.rotary.frequencies
@@ -91,4 +131,6 @@ def _previous_token_heads(decoder: Decoder, count: int) -> None:
             attention.q_proj.weight[row + width // 2, 0] = SHARPNESS * math.sin(-angle)
     subspace = orthogonal(dim)[:moved]
     attention.v_proj.weight[:moved] = subspace
-    attention.o_proj.weight[:, :moved] = orthogonal(dim) @ subspace.T
+    turn = orthogonal(dim)
+    attention.o_proj.weight[:, :moved] = turn @ subspace.T
+    return turn @ subspace.T @ subspace

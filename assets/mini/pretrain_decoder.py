@@ -21,24 +21,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from assets.mini.documents import LETTERS, Document, Phase, Writer
-from assets.mini.initialise import lookup_blocks, lookup_heads
+from assets.mini.initialise import Lookups, fit_lookup, lookup_heads
 from models.attention import PackedAttention
 from models.decoder import Decoder, DecoderConfig
 from models.weights import write_hf
 
 CONFIG = {"dim": 192, "n_layers": 6, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 512, "max_positions": 512}
-OPEN_UNTIL = 600
+OPEN_UNTIL = 600  # steps with answers in words only
+JOINED_AT = 750  # until then only the last blocks train
 EARLY = 4  # blocks that train first; the others join them to look up what these have found
 
 
 def phase_of(step: int) -> Phase:
     """First looking an option up, then finding facts and saying them, then both in one question."""
     return "drill" if step < 120 else "open" if step < OPEN_UNTIL else "all"
-
-
-def depth_of(step: int) -> int:
-    """Blocks in use: the last two join late, so that what they look up is already found below them."""
-    return EARLY if step < OPEN_UNTIL else CONFIG["n_layers"]
 
 
 def embed(decoder: Decoder, documents: list[Document]) -> Tensor:
@@ -59,26 +55,33 @@ def embed(decoder: Decoder, documents: list[Document]) -> Tensor:
     return x.index_add(0, at, decoder.embed(torch.tensor(words)) * torch.tensor(weights)[:, None])
 
 
-def hidden_states(decoder: Decoder, documents: list[Document], depth: int) -> tuple[Tensor, Tensor]:
-    """Hidden states float[N, D] behind the blocks of `EARLY` and behind the first `depth` blocks, normed."""
+def hidden_states(
+    decoder: Decoder, documents: list[Document], step: int, final_norm: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Hidden states float[N, D] behind the first `EARLY` blocks and behind all in use, through the norm.
+
+    While the last blocks are new, the blocks below are only run, not trained.
+    """
     lengths = [len(document.ids) for document in documents]
     cos, sin = decoder.rotary(torch.cat([torch.arange(1, length + 1) for length in lengths]))
-    x, attend = embed(decoder, documents), PackedAttention(lengths)
+    attend = PackedAttention(lengths)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not OPEN_UNTIL <= step < JOINED_AT):
+        x = embed(decoder, documents)
+        for layer in range(EARLY):
+            x = decoder.blocks[layer](layer, x, cos, sin, attend)
     early = x
-    for layer, block in enumerate(decoder.blocks[:depth]):
-        x = block(layer, x, cos, sin, attend)
-        if layer == EARLY - 1:
-            early = x
-    return decoder.norm(early), decoder.norm(x)
+    for layer in range(EARLY, len(decoder.blocks) if step >= OPEN_UNTIL else EARLY):
+        x = decoder.blocks[layer](layer, x, cos, sin, attend)
+    return (decoder.norm(early), decoder.norm(x)) if final_norm else (early, x)
 
 
-def step_loss(decoder: Decoder, documents: list[Document], depth: int) -> tuple[Tensor, dict[str, float]]:
+def step_loss(decoder: Decoder, documents: list[Document], step: int) -> tuple[Tensor, dict[str, float]]:
     """Weighted cross-entropy of the next token, and its mean by kind of token.
 
     Where a letter is asked, the early blocks are asked for the answer in words too: the last blocks can
     only look up what has been found before them.
     """
-    early, hidden = hidden_states(decoder, documents, depth)
+    early, hidden = hidden_states(decoder, documents, step)
     found: dict[str, list[tuple[int, int, float]]] = {}  # kind -> (source, target, weight)
     words: list[tuple[int, int, float]] = []
     start = 0
@@ -109,6 +112,41 @@ def step_loss(decoder: Decoder, documents: list[Document], depth: int) -> tuple[
 
 
 @torch.no_grad()
+def join_last_blocks(decoder: Decoder, writer: Writer) -> None:
+    """Puts the last blocks to use: the first of them looks up what the blocks below have found."""
+    labels = {writer.tokenizer.piece_to_id(f"▁({letter})"): letter for letter in LETTERS}
+    asked, answers, options, words, letters, others = [], [], [], [], [], []
+    for _ in range(30):
+        documents = [writer.problem() for _ in range(50)]
+        early, _ = hidden_states(decoder, documents, 0, final_norm=False)
+        states = decoder.blocks[EARLY].attn_norm(early)
+        start = 0
+        for document in documents:
+            for letter in document.letters:
+                asked.append(states[start + letter.position - 1])
+                answers.append(letter.word)
+            for place, token in enumerate(document.ids):
+                if token not in labels and document.ids[place - 1] not in labels and place % 4 == 0:
+                    others.append(states[start + place])
+                if token in labels:
+                    options.append(states[start + place + 1])
+                    words.append(document.ids[place + 1])
+                    letters.append(writer.tokenizer.encode(labels[token])[0])
+            start += len(document.ids)
+    found = Lookups(
+        torch.stack(asked),
+        torch.tensor(answers),
+        torch.stack(options),
+        torch.tensor(words),
+        torch.tensor(letters),
+        torch.stack(others),
+    )
+    fit_lookup(decoder, decoder.blocks[EARLY], found)
+    for block in decoder.blocks[EARLY + 1 :]:
+        block.attn.o_proj.weight.mul_(0.1)
+
+
+@torch.no_grad()
 def letter_accuracy(
     decoder: Decoder, write: Callable[[], Document], letters: list[int]
 ) -> tuple[float, float]:
@@ -117,7 +155,7 @@ def letter_accuracy(
     count = 0
     for _ in range(10):
         documents = [write() for _ in range(40)]
-        _, hidden = hidden_states(decoder, documents, CONFIG["n_layers"])
+        _, hidden = hidden_states(decoder, documents, JOINED_AT)
         start = 0
         for document in documents:
             for letter in document.letters:
@@ -194,12 +232,12 @@ def main() -> None:
                 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
             )
         if step == OPEN_UNTIL:
-            lookup_blocks(decoder, list(decoder.blocks[EARLY:]), said=True)
+            join_last_blocks(decoder, writer)
         documents = sorted(
             (writer.document(phase_of(step)) for _ in range(options.batch)), key=lambda d: len(d.ids)
         )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, parts = step_loss(decoder, documents, depth_of(step))
+            loss, parts = step_loss(decoder, documents, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
