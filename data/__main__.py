@@ -16,6 +16,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from data.check import LengthRule, check
+from data.commands import Parser, print_error
 from data.errors import DataError
 from data.mini.generate import generate
 from data.prompts import FORMATS, require_format
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
 
 
@@ -85,7 +86,7 @@ def run_mini(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data", description="Data sets in ScienceQA's layout.")
+    parser = Parser(prog="python -m data", description="Data sets in ScienceQA's layout.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     checking = commands.add_parser("check", help="report every fault of a data set at once")

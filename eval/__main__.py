@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+from data.commands import Parser, print_error
 from data.errors import DataError
 from data.scienceqa import Problem, load_problems, load_split
 from eval.compare import compare
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (EvalError, DataError, ModelError, AdapterError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 
@@ -108,6 +109,8 @@ def with_gold(
 def of_split(options: argparse.Namespace, predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
     """The predictions of one split, which must be complete."""
     pids = [problem.pid for problem in load_split(options.data, options.split)]
+    if not pids:
+        raise EvalError(f"{options.data}: split {options.split!r} is empty; name another")
     missing = [pid for pid in pids if pid not in predictions]
     if missing:
         raise EvalError(
@@ -118,7 +121,7 @@ def of_split(options: argparse.Namespace, predictions: Mapping[str, Prediction])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval", description="Evaluation on ScienceQA.")
+    parser = Parser(prog="python -m eval", description="Evaluation on ScienceQA.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_scienceqa(commands.add_parser("scienceqa", help="ask a model and write a result file"))
 

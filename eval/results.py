@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,13 +82,16 @@ def write_result(path: Path, result: Result) -> None:
 
 def check_writable(path: Path) -> None:
     """Refuse a file that cannot be written, before hours are spent on what it is to hold."""
-    if path.is_dir():
-        raise EvalError(f"{path}: is a folder; name a file to write")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise EvalError(
-            f"{path}: cannot be written, {parent} is no folder one may write to; name another file"
-        )
+    try:
+        if path.is_dir():
+            raise EvalError(f"{path}: is a folder; name a file to write")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except NotADirectoryError:
+        raise EvalError(f"{path}: cannot be written: {parent} is a file; name another file") from None
+    except OSError as error:
+        raise EvalError(f"{path}: cannot be written: {error.strerror}; name another file") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,14 +149,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise EvalError(f"{path}: no such file") from None
+        raise EvalError(f"{path}: no such file; name a result file or published predictions") from None
     except OSError as error:
         raise EvalError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise EvalError(f"{path}: not a JSON file (it is not text in UTF-8)") from None
+    except RecursionError:
+        raise EvalError(f"{path}: not a file of predictions (nested too deep)") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise EvalError(f"{path}: broken JSON at {where}: {error.msg}; write the file anew") from None
+    except ValueError as error:
+        raise EvalError(f"{path}: holds a number that is none ({error})") from None
     if not isinstance(content, dict):
         raise EvalError(f"{path}: holds {_shown(content)} where an object was expected")
     return content

@@ -133,7 +133,9 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: python -m eval" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "python -m eval" in error
 
 
 def python_m_eval(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -152,7 +154,10 @@ def test_as_a_command(root: Path, tmp_path: Path) -> None:
     bad = python_m_eval("score", str(tmp_path / "none.json"), "--data", str(root))
     assert bad.returncode == 2
     assert bad.stdout == ""
-    assert bad.stderr == f"error: {tmp_path}/none.json: no such file\n"
+    assert (
+        bad.stderr
+        == f"error: {tmp_path}/none.json: no such file; name a result file or published predictions\n"
+    )
 
 
 def test_help_names_every_command() -> None:

@@ -85,7 +85,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="is a folder; name a file to write"):
         check_writable(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(EvalError, match=r"cannot be written, .*file is no folder one may write to"):
+    with pytest.raises(EvalError, match=r"cannot be written: .*file is a file; name another"):
         check_writable(tmp_path / "file" / "result.json")
     with pytest.raises(EvalError, match="cannot be written: Is a directory"):
         write_text(tmp_path, "text")
