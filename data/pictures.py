@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,14 @@ def open_picture(path: Path) -> Image.Image:
         raise
     except _DECODING_ERRORS as error:
         raise DataError(f"{path} cannot be decoded ({error}); the file is broken, fetch it again") from error
+
+
+def check_pictures(paths: Iterable[Path]) -> None:
+    """Decodes every picture once: better a minute at the start than an error after hours."""
+    # Decoding leaves the interpreter lock, so threads use every core.
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda path: open_picture(path).close(), paths):
+            pass
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -61,6 +61,7 @@ def row_faults(pid: str, row: object) -> list[str]:
     for name in ("image", *NULLABLE_FIELDS):
         if name in row and not (row[name] is None or isinstance(row[name], str)):
             faults.append(f"{name} is {_kind(row[name])}, not a text or null")
+    faults += [f"{name} holds half a character (\\ud800 to \\udfff)" for name in row if _is_half(row[name])]
     if isinstance(row.get("question"), str) and not row["question"].strip():
         faults.append("question is empty")
     for name in ("image", "split"):
@@ -154,7 +155,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise DataError(f"there is no file {path}; name the folder that holds problems.json") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON in UTF-8 ({error}); fetch or write it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {_kind(content)}, not an object; fetch or write it again")
@@ -178,6 +179,13 @@ def _choice_faults(row: Mapping[str, Any]) -> list[str]:
 def _is_plain_name(name: str) -> bool:
     """Whether a name stays in its folder: no separator, no way up."""
     return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _is_half(value: object) -> bool:
+    """Whether a text, or one in a list, holds a surrogate without its other half: no text in UTF-8."""
+    if isinstance(value, list):
+        return any(_is_half(item) for item in value)
+    return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _kind(value: object) -> str:

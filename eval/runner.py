@@ -59,6 +59,11 @@ class Asker:
     def fitted(self, tokens: Sequence[Tokens], spare: int = 0) -> Fitted:
         """The questions within the decoder's positions, with room for `spare` more tokens each."""
         limit = self.system.model.decoder.config.max_positions - spare
+        if limit < 1:
+            raise EvalError(
+                f"an answer of {spare} tokens leaves no room for its question in the {limit + spare} "
+                "positions of this decoder; lower --max-new-tokens"
+            )
         too_long = [item.sample_id for item in tokens if len(item) > limit]
         if too_long and self.long == "error":
             raise EvalError(
@@ -72,7 +77,7 @@ class Asker:
         lengths = [len(item) + spare for item in tokens]
         # a question longer than the budget still has to be asked
         budget = max([self.tokens_per_batch, *lengths])
-        with tqdm(total=len(tokens), unit="question", disable=not self.progress) as bar:
+        with tqdm(total=len(tokens), unit="question", delay=2, leave=False, disable=not self.progress) as bar:
             for group in pack(lengths, budget):
                 batch = collate([tokens[index] for index in group], self.load_picture)
                 yield group, batch.to(self.system.model.device)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from data.pictures import picture_loader
+from data.pictures import check_pictures, picture_loader
 from data.prompts import render, require_format
 from data.scienceqa import digest, load_split
 from data.template import LavinTemplate
@@ -69,6 +69,8 @@ def evaluate(settings: Settings) -> Result:
         render(problem, prompt["format"], problem.picture(settings.data), prompt["captions"])
         for problem in problems
     ]
+    if not settings.blind:
+        check_pictures(sample.image for sample in samples if sample.image is not None)
     system = load(folder, base_of(settings, description), device)
     pictures = noise_instead(system, samples) if settings.blind else picture_loader(system.preprocess)
     template = LavinTemplate(system.tokenizer, system.image_slots)
@@ -93,9 +95,10 @@ def evaluate(settings: Settings) -> Result:
 
 def prompt_of(settings: Settings, description: dict[str, Any]) -> dict[str, Any]:
     """The prompt format and whether it has captions, as the adapter was trained."""
-    provenance = description.get("provenance", {})
+    recorded = description.get("provenance")
+    provenance = recorded if isinstance(recorded, dict) else {}
     name = settings.format or provenance.get("format")
-    if name is None:
+    if not isinstance(name, str):
         raise EvalError(
             f"{settings.adapter}: its {CONFIG} does not say with which prompt format it was trained; "
             "give one, e.g. --format QCM-A"

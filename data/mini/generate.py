@@ -41,6 +41,16 @@ def generate(root: Path, problems: int = 3000, seed: int = 0) -> None:
         )
     if root.exists() and _holds(root, stamp):
         return
+    try:
+        _put_in_place(root, problems, seed, stamp)
+    except OSError as error:
+        raise DataError(
+            f"{root} cannot be written ({error.strerror}): make room or name another folder"
+        ) from error
+
+
+def _put_in_place(root: Path, problems: int, seed: int, stamp: dict[str, int]) -> None:
+    """Writes the data set under another name first, so that it is there whole or not at all."""
     root.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
