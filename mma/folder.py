@@ -71,7 +71,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(file_path, framework="pt") as file:
             return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"adapter: {file_path} cannot be read, it may be truncated ({error})") from error
+        raise AdapterError(
+            f"adapter: {file_path} cannot be read, it may be truncated ({error}); fetch it again"
+        ) from error
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -81,13 +83,15 @@ def read_description(path: Path) -> dict[str, Any]:
         raise AdapterError(f"adapter: {path} has no {CONFIG}; name an adapter folder")
     try:
         content = json.loads(file_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(f"adapter: {file_path} is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"adapter: {file_path} is not JSON ({error}); save or fetch it again") from error
     except OSError as error:
         raise AdapterError(f"adapter: {file_path} cannot be read ({error.strerror})") from error
     kind = content.get("peft_type") if isinstance(content, dict) else None
     if kind != PEFT_TYPE:
-        raise AdapterError(f"adapter: {file_path} has peft_type {kind!r}, not {PEFT_TYPE!r}")
+        raise AdapterError(
+            f"adapter: {file_path} has peft_type {kind!r}, not {PEFT_TYPE!r}; name one made here"
+        )
     version = str(content.get("format_version"))
     if version.split(".", maxsplit=1)[0] != FORMAT_VERSION.split(".", maxsplit=1)[0]:
         raise AdapterError(
@@ -112,7 +116,7 @@ def config_of(path: Path, description: Mapping[str, Any], identity: Mapping[str,
 
 
 def check_identity(path: Path, description: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuses an adapter of another decoder, tower or tokenizer."""
+    """Refuses an adapter of another decoder, tower or tokenizer, or one whose samples were made otherwise."""
     for key in IDENTITY:
         wanted, here = description.get(key), identity.get(key)
         if key in identity and wanted != here:
@@ -121,21 +125,36 @@ def check_identity(path: Path, description: Mapping[str, Any], identity: Mapping
                 f"adapter: {path} was made for another {part} ({_short(wanted)}, here is {_short(here)}); "
                 f"load the base it names: {description.get('base', 'not recorded')}"
             )
+    for key in ("template", "preprocess"):
+        if key in identity and key in description:
+            wanted, here = description[key], json.loads(json.dumps(identity[key]))
+            if wanted != here:
+                raise AdapterError(
+                    f"adapter: {path} was trained with {key} {wanted}, here it is {here}; "
+                    f"load the base it names: {description.get('base', 'not recorded')}"
+                )
 
 
 def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
     """Refuses a folder whose tensors are not exactly those of the settings."""
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise AdapterError(f"adapter: {path} lacks {len(missing)} tensors: {', '.join(missing[:3])}")
+        names = ", ".join(missing[:3])
+        raise AdapterError(f"adapter: {path} lacks {len(missing)} tensors: {names}; save or fetch it again")
     if extra := sorted(tensors.keys() - expected.keys()):
-        raise AdapterError(f"adapter: {path} has {len(extra)} tensors too many: {', '.join(extra[:3])}")
+        names = ", ".join(extra[:3])
+        raise AdapterError(
+            f"adapter: {path} has {len(extra)} tensors too many: {names}; save or fetch it again"
+        )
     for name, shape in expected.items():
         if not tensors[name].is_floating_point():
-            raise AdapterError(f"adapter: {name} in {path} is of {tensors[name].dtype}, not a floating type")
+            raise AdapterError(
+                f"adapter: {name} in {path} is of {tensors[name].dtype}, not a floating type; "
+                "save or fetch it again"
+            )
         if tensors[name].shape != shape:
             raise AdapterError(
                 f"adapter: {name} in {path} is {tuple(tensors[name].shape)}, but the settings ask for "
-                f"{tuple(shape)}"
+                f"{tuple(shape)}; put back the {CONFIG} it was saved with"
             )
 
 

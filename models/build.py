@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class BaseSettings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value).__name__ != field.type:
+                kind = "a text" if field.type == "str" else "a whole number"
+                raise ModelError(f"base: {field.name} is {value!r}; it must be {kind}")
         if self.precision not in DTYPES:
             raise ModelError(f"base: precision is {self.precision!r}; choose {' or '.join(DTYPES)}")
 
@@ -89,6 +94,8 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
     Raises ModelError when a file is missing, unreadable, or the parts do not belong together.
     """
     folder = Path(settings.decoder)
+    if not folder.is_dir():
+        raise ModelError(f"base: there is no folder {folder}; set base.decoder to the decoder's folder")
     tokenizer = SentencePieceTokenizer(Path(settings.tokenizer or folder / "tokenizer.model"))
     decoder = load_decoder(folder, dtype=DTYPES[settings.precision], device=device)
     if tokenizer.vocab_size > decoder.config.vocab_size:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from mma import Adapters, MMAConfig, Site
 from models.attention import PackedAttention
 from models.decoder import Attend, Decoder
+from models.errors import ModelError
 from models.projector import ClassTokenProjector
 from models.tower import Tower
 
@@ -149,6 +150,11 @@ class MultimodalLM(nn.Module):
 
     def _make_parts(self, config: MMAConfig) -> Mapping[str, nn.Module]:
         dim = self.decoder.config.dim
+        if unknown := [name for name in MODALITIES if name not in config.modalities]:
+            raise ModelError(
+                f"adapter: modalities are {', '.join(config.modalities)}; this model also has {unknown[0]} "
+                "in its samples, name it too"
+            )
         parts = {
             "projector": ClassTokenProjector(self.tower.width, config.projector_hidden, dim),
             "modality": nn.Embedding(len(config.modalities), dim),

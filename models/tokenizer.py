@@ -22,7 +22,7 @@ class SentencePieceTokenizer:
         try:
             self.model.LoadFromSerializedProto(content)
         except RuntimeError as error:
-            raise ModelError(f"tokenizer: {path} is not a SentencePiece model") from error
+            raise ModelError(f"tokenizer: {path} is not a SentencePiece model; fetch it again") from error
         self.path = path
         self.digest = hashlib.sha256(content).hexdigest()
         self.vocab_size: int = self.model.vocab_size()

@@ -45,16 +45,22 @@ def read_spec(name: str, weights: str = "") -> TowerSpec:
     path = path / CONFIG_FILE if path.is_dir() else path
     if path.suffix == ".json":
         if not path.is_file():
-            raise ModelError(f"tower: there is no file {path}")
+            raise ModelError(f"tower: there is no file {path}; set base.tower to the tower's folder")
         try:
             content = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"tower: {path} is not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"tower: {path} is not JSON ({error}); fetch it again") from error
         model = content.get("model_cfg", content) if isinstance(content, dict) else {}
         for key in ("vision_cfg", "embed_dim"):
             if key not in model:
                 raise ModelError(f"tower: {path} has no {key}; it must be an open_clip model configuration")
-        return TowerSpec(model, content.get("preprocess_cfg", {}))
+        spec = TowerSpec(model, content.get("preprocess_cfg", {}))
+        for key, value in (("vision_cfg", model["vision_cfg"]), ("preprocess_cfg", spec.preprocess)):
+            if not isinstance(value, dict):
+                raise ModelError(
+                    f"tower: {path} has {key} {value!r}, not a table of settings; fetch it again"
+                )
+        return spec
     config = open_clip.get_model_config(name)
     if config is None:
         raise ModelError(
@@ -79,7 +85,12 @@ def preprocess_settings(spec: TowerSpec) -> PreprocessCfg:
 
 def preprocess_of(spec: TowerSpec) -> Preprocess:
     """The tower's own way from a picture to float[3, H, W]."""
-    return image_transform_v2(preprocess_settings(spec), is_train=False)  # type: ignore[no-any-return]
+    try:
+        transform: Preprocess = image_transform_v2(preprocess_settings(spec), is_train=False)
+        transform(Image.new("RGB", (8, 8)))
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"tower: preprocess_cfg cannot prepare a picture ({error}); correct it") from error
+    return transform
 
 
 class Tower(nn.Module):
@@ -95,7 +106,13 @@ class Tower(nn.Module):
         except TypeError as error:
             raise ModelError(f"tower: vision_cfg has an unknown setting ({error})") from error
         quick = bool(spec.model.get("quick_gelu", False))
-        self.visual = open_clip.model._build_vision_tower(spec.model["embed_dim"], vision, quick_gelu=quick)
+        try:
+            self.visual = open_clip.model._build_vision_tower(
+                spec.model["embed_dim"], vision, quick_gelu=quick
+            )
+        except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise ModelError(f"tower: vision_cfg describes no tower ({reason}); correct it") from error
         self.width: int = self.visual.conv1.out_channels
         self.image_size: tuple[int, int] = self.visual.image_size
         if not 0 < every <= len(self.blocks):

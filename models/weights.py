@@ -13,7 +13,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,10 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device | str
         if there not in source.held:
             raise ModelError(f"weights: {folder} has no tensor {there}; the files are incomplete")
         tensor = source.read(there, parameter.shape)
+        if not tensor.is_floating_point():
+            raise ModelError(
+                f"weights: {there} in {folder} is {tensor.dtype}; unquantised weights are needed"
+            )
         if source.pairs_interleaved and name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = rearrange(tensor, "(h e two) d -> (h two e) d", two=2, e=source.config.head_dim // 2)
         state[name] = tensor.to(device=device, dtype=dtype)
@@ -127,7 +131,7 @@ def _open(folder: Path) -> _Source:
     if (folder / "config.json").is_file():
         return _open_hf(folder)
     if not folder.is_dir():
-        raise ModelError(f"weights: there is no folder {folder}")
+        raise ModelError(f"weights: there is no folder {folder}; set base.decoder to the decoder's folder")
     raise ModelError(f"weights: {folder} has neither params.json (Meta) nor config.json (Hugging Face)")
 
 
@@ -141,8 +145,8 @@ def _name_in_file(name: str, source: _Source) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"weights: {path} is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"weights: {path} is not JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"weights: {path} does not hold a table of settings")
     return content
@@ -153,9 +157,15 @@ def _unpickle(path: Path) -> Any:
         raise ModelError(f"weights: there is no file {path}")
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        first_line = str(error).split("\n", maxsplit=1)[0]
-        raise ModelError(f"weights: {path} cannot be read, it may be truncated ({first_line})") from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"weights: {path} cannot be read: it holds more than tensors; save its tensors alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = re.split(r"\n|\. ", str(error), maxsplit=1)[0]
+        raise ModelError(
+            f"weights: {path} cannot be read, it may be truncated ({reason}); fetch it again"
+        ) from error
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -164,7 +174,9 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"weights: {path} cannot be read, it may be truncated ({error})") from error
+        raise ModelError(
+            f"weights: {path} cannot be read, it may be truncated ({error}); fetch it again"
+        ) from error
 
 
 # Meta
@@ -196,23 +208,21 @@ def _shard_number(path: Path) -> int:
 
 
 def _meta_config(folder: Path, params: dict[str, Any], shards: list[dict[str, Tensor]]) -> DecoderConfig:
-    try:
-        dim, heads = params["dim"], params["n_heads"]
-        layers = params["n_layers"]
-    except KeyError as error:
-        raise ModelError(f"weights: {folder}/params.json has no {error}") from error
+    path = folder / "params.json"
+    heads, dim = (_positive(path, params, name) for name in ("n_heads", "dim"))
     vocab = params.get("vocab_size", -1)
-    if vocab < 0:  # LLaMA 1 and 2 leave it to the tokenizer; the output layer is always split by rows
+    if vocab == -1:  # LLaMA 1 and 2 leave it to the tokenizer; the output layer is always split by rows
         if "output.weight" not in shards[0]:
             raise ModelError(f"weights: {folder} has no tensor output.weight; the files are incomplete")
         vocab = sum(shard["output.weight"].shape[0] for shard in shards)
     hidden = int(8 * dim / 3)
     if params.get("ffn_dim_multiplier"):
-        hidden = int(params["ffn_dim_multiplier"] * hidden)
-    multiple = params.get("multiple_of", 256)
-    return DecoderConfig(
+        hidden = int(_positive(path, params, "ffn_dim_multiplier") * hidden)
+    multiple = _positive(path, {"multiple_of": 256, **params}, "multiple_of")
+    return _checked_config(
+        path,
         dim=dim,
-        n_layers=layers,
+        n_layers=_positive(path, params, "n_layers"),
         n_heads=heads,
         n_kv_heads=params.get("n_kv_heads") or heads,
         ffn_dim=multiple * -(-hidden // multiple),
@@ -220,6 +230,34 @@ def _meta_config(folder: Path, params: dict[str, Any], shards: list[dict[str, Te
         norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=params.get("rope_theta", 10_000.0),
     )
+
+
+def _positive(path: Path, values: Mapping[str, Any], name: str) -> Any:
+    """A number above 0 of a description."""
+    if name not in values:
+        raise ModelError(f"weights: {path} has no {name!r}; fetch it again")
+    value = values[name]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ModelError(f"weights: {path} has {name} {value!r}, which is no number above 0; fetch it again")
+    return value
+
+
+def _checked_config(path: Path, **values: Any) -> DecoderConfig:
+    """The shape of a decoder from the values of a description, which may hold anything."""
+    for field in fields(DecoderConfig):
+        value = values.get(field.name, field.default)
+        if field.type == "bool":
+            fits = isinstance(value, bool)
+        else:
+            fits = _positive(path, {field.name: value}, field.name) and (
+                field.type == "float" or isinstance(value, int)
+            )
+        if not fits:
+            raise ModelError(f"weights: {path} has {field.name} {value!r}, which is no {field.type}")
+    try:
+        return DecoderConfig(**values)
+    except ValueError as error:
+        raise ModelError(f"weights: {path} describes no decoder ({error}); fetch it again") from error
 
 
 def merge_shards(name: str, parts: list[Tensor], shape: torch.Size, folder: Path) -> Tensor:
@@ -262,7 +300,9 @@ def _open_hf(folder: Path) -> _Source:
     config = _hf_config(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = dict(_read_json(index).get("weight_map", {}))
+        files = _read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise ModelError(f"weights: {index} has no table weight_map of tensor to file; fetch it again")
     elif (folder / "model.safetensors").is_file():
         with _open_safetensors(folder / "model.safetensors") as file:
             files = dict.fromkeys(file.keys(), "model.safetensors")
@@ -291,14 +331,15 @@ def _hf_config(folder: Path) -> DecoderConfig:
     if content.get("model_type") != "llama":
         raise ModelError(f"weights: {path} describes a {content.get('model_type')!r} model, not a LLaMA")
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ModelError(f"weights: {path} asks for scaled rotary positions, which are not supported")
     for bias in ("attention_bias", "mlp_bias"):
         if content.get(bias):
             raise ModelError(f"weights: {path} sets {bias}, which is not supported")
     try:
         heads, dim = content["num_attention_heads"], content["hidden_size"]
-        config = DecoderConfig(
+        config = _checked_config(
+            path,
             dim=dim,
             n_layers=content["num_hidden_layers"],
             n_heads=heads,
@@ -311,7 +352,7 @@ def _hf_config(folder: Path) -> DecoderConfig:
             tied=content.get("tie_word_embeddings", False),
         )
     except KeyError as error:
-        raise ModelError(f"weights: {path} has no {error}") from error
+        raise ModelError(f"weights: {path} has no {error}; fetch it again") from error
     if content.get("head_dim", config.head_dim) != config.head_dim:
         raise ModelError(f"weights: {path} asks for head_dim {content['head_dim']}, which is not supported")
     return config
