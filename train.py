@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +24,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from data.commands import print_error
 from data.epochs import EpochOrder, micro_batches
 from data.errors import DataError
 from data.lengths import Long, fit
 from data.packing import PackedBatch, collate, pack
-from data.pictures import picture_loader
+from data.pictures import check_pictures, picture_loader
 from data.prompts import render, require_format
 from data.sample import Sample, Tokens
 from data.scienceqa import digest, load_split
@@ -42,7 +44,7 @@ from models.errors import ModelError
 from training.errors import RunError
 from training.loop import Outcome, Task, train
 from training.recipe import RecipeReader
-from training.run_state import replace_file
+from training.run_state import PARTIAL, replace_file
 from training.settings import OptimSettings, RunSettings
 
 RECIPE, VERSIONS = "recipe.yaml", "versions.json"
@@ -74,6 +76,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         require_format(self.format)
+        if not self.train:
+            raise RunError("data.train is empty: name the split to train on")
         for name, least in (("max_tokens", 1), ("validation_limit", 1), ("pictures_in_memory", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -89,6 +93,10 @@ class Recipe:
     base: BaseSettings = field(default_factory=BaseSettings)
     adapter: MMAConfig = field(default_factory=MMAConfig)
     optim: OptimSettings = field(default_factory=OptimSettings)
+
+    def __post_init__(self) -> None:
+        if self.run.patience is not None and not self.data.validation:
+            raise RunError("run.patience is set, but there is no validation: name a split in data.validation")
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe, resumed = read_command(reader, arguments)
         outcome = fine_tune(recipe, resumed)
     except USER_ERRORS as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("stopped at once; what was saved before is kept", file=sys.stderr)
@@ -135,11 +143,7 @@ def read_command(reader: RecipeReader[Recipe], arguments: Sequence[str]) -> tupl
         if arguments[0].startswith("-"):
             raise RunError(f"the first argument must be a recipe, it is {arguments[0]}: see --help")
         recipe = reader.read(Path(arguments[0]), arguments[1:])
-        if (recipe.run.folder / VERSIONS).exists():
-            raise RunError(
-                f"{recipe.run.folder} holds a run: resume it with --resume {recipe.run.folder}, "
-                "or choose another --run.folder"
-            )
+        check_new(recipe.run.folder)
         return recipe, False
     if len(arguments) != 2 or arguments[0] != "--resume":
         raise RunError("--resume takes a run folder and nothing else: the run goes on with its own recipe")
@@ -150,12 +154,26 @@ def read_command(reader: RecipeReader[Recipe], arguments: Sequence[str]) -> tupl
     return replace(recipe, run=replace(recipe.run, folder=folder)), True
 
 
+def check_new(folder: Path) -> None:
+    """Refuses a folder with anything in it, but for what a run killed before its first step leaves."""
+    try:
+        held = {path.name for path in folder.iterdir()} - {RECIPE, RECIPE + PARTIAL}
+    except OSError:  # there is none yet; one that cannot be made is refused when it is
+        return
+    if VERSIONS in held:
+        raise RunError(
+            f"{folder} holds a run: resume it with --resume {folder}, or choose another --run.folder"
+        )
+    if held:
+        raise RunError(f"{folder} is not empty and holds no run: choose another --run.folder")
+
+
 def fine_tune(recipe: Recipe, resumed: bool) -> Outcome:
     """Trains what the recipe names; a run that cannot begin leaves no folder behind."""
-    if not resumed:
-        # Before anything that takes time: from here on a killed run can be resumed.
-        write(recipe.run.folder / RECIPE, recipe_reader().dump(recipe))
     try:
+        if not resumed:
+            # Before anything that takes time: from here on a killed run can be resumed.
+            write(recipe.run.folder / RECIPE, recipe_reader().dump(recipe))
         task = build(recipe, resumed)
     except USER_ERRORS:
         if not resumed:
@@ -180,7 +198,10 @@ def build(recipe: Recipe, resumed: bool) -> Task:
         "recipe": json.loads(json.dumps(asdict(recipe), default=str)),
     }
     task = make_task(recipe, system, data, provenance, device)
-    recipe.optim.warmup_length(task.steps_per_epoch)  # an error there must come before the run has begun
+    # Errors of these two must come before the run has begun.
+    recipe.optim.warmup_length(task.steps_per_epoch)
+    if not resumed:
+        check_pictures(tokens.image for tokens in data.train + data.validation if tokens.image is not None)
     digests = {**system.digests, **{f"data {split}": data_digests[split] for split in splits}}
     if resumed and (recipe.run.folder / VERSIONS).exists():
         check_digests(recipe.run.folder, digests)
@@ -235,7 +256,10 @@ def read_data(recipe: Recipe, system: System) -> Data:
 
 def check_digests(folder: Path, digests: dict[str, str]) -> None:
     """Refuses to resume a run on another base or other data."""
-    before = json.loads((folder / VERSIONS).read_text())["digests"]
+    try:
+        before = dict(json.loads((folder / VERSIONS).read_text())["digests"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / VERSIONS} cannot be read ({error}): start the run anew") from error
     if changed := [name for name in digests if before.get(name) != digests[name]]:
         raise RunError(f"{folder} was begun with another {', '.join(changed)}: put it back, or start anew")
 
@@ -246,13 +270,16 @@ def write(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, text.encode())
     except OSError as error:
-        raise RunError(f"the run folder {file.parent} cannot be written ({error.strerror})") from error
+        raise RunError(
+            f"the run folder {file.parent} cannot be written ({error.strerror}): "
+            "make room or choose another --run.folder"
+        ) from error
 
 
 def discard(folder: Path) -> None:
     """Removes the folder of a run that has not begun, if nothing else is in it."""
-    (folder / RECIPE).unlink()
-    if not any(folder.iterdir()):
+    with suppress(OSError):  # there may be none, or other things in it
+        (folder / RECIPE).unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from training.monitor import read_metrics
-from training.run_state import PARTIAL
+from training.run_state import replace_file
 
 
 def draw_loss(folder: Path) -> Path:
@@ -26,9 +27,10 @@ def draw_loss(folder: Path) -> Path:
     if train or validation:
         axes.legend()
     axes.grid(alpha=0.3)
-    partial = folder / ("loss.png" + PARTIAL)
-    figure.savefig(partial, format="png", dpi=120)
-    return partial.replace(folder / "loss.png")
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    replace_file(folder / "loss.png", drawn.getvalue())
+    return folder / "loss.png"
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:

@@ -63,14 +63,18 @@ class RecipeReader(Generic[Recipe]):
 
     def read(self, file: Path, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe in a file, with settings from the command line (`--optim.lr 1e-3`) put over it."""
-        self._check(flat_keys(_load(file)), str(file))
+        try:
+            self._check(flat_keys(_load(file)), str(file))
+        except RecursionError as error:
+            raise RunError(f"the recipe {file} is nested too deep, or holds itself") from error
         for token in overrides:
             if token.startswith("--"):
                 self._check([token[2:].partition("=")[0]], "the command line")
         try:
             values = self._parser.parse_args([f"--recipe={file}", *overrides])
         except ArgumentError as error:
-            raise RunError(f"{file}: {_one_line(error)}") from error
+            where = f"{file} with the settings of the command line" if overrides else str(file)
+            raise RunError(f"{where}: {_one_line(error)}") from error
         del values["recipe"]
         fields: Namespace = self._parser.instantiate(values)
         return self._class(**vars(fields))
@@ -137,6 +141,12 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text).replace("a one of", "one of")
+    text = re.sub(
+        r"Does not validate .*? Subtypes: \[(.*?)\] Errors: .* Given value: ",
+        lambda found: f"Expected {found[1].replace('NoneType', 'null').replace(', ', ' or ')}. Got value: ",
+        text,
+    )
     return text.removeprefix("Parser key ").replace("<class '", "").replace("'>", "")
 
 

@@ -26,6 +26,7 @@ from training.errors import RunError
 
 FORMAT = 1
 PARTIAL = ".part"
+KINDS = ("best", "optimizer", "trainables")  # of tensors in a state
 
 
 @dataclass
@@ -108,14 +109,20 @@ def read_state(folder: Path) -> RunState:
     try:
         content = json.loads((folder / "state.json").read_text())
         if content["format"] != FORMAT:
-            raise RunError(f"{folder} has format {content['format']}, this version reads {FORMAT}")
+            raise RunError(
+                f"{folder} has format {content['format']}, this version reads {FORMAT}; use the newer one"
+            )
         tensors = {
             file.stem: safetensors.torch.load(file.read_bytes()) for file in folder.glob("*.safetensors")
         }
+        if tensors.keys() != set(KINDS):
+            raise ValueError(f"it has {', '.join(sorted(tensors))}, not {', '.join(KINDS)}")
         known = {field.name for field in fields(Progress)}
         progress = Progress(**{key: value for key, value in content["progress"].items() if key in known})
         return RunState(progress, tensors, content["about"])
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+    except RunError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise RunError(f"the run state {folder} cannot be read ({error}): start the run anew") from error
 
 

@@ -46,9 +46,12 @@ class OptimSettings:
     """CPU threads; null leaves the choice to PyTorch (a resumed run uses what the run began with)"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "batch", "tokens_per_batch", "threads"):
+        for name in ("epochs", "max_steps", "batch", "tokens_per_batch"):
             _check("optim", name, getattr(self, name), "at least 1", lambda value: value >= 1)
-        for name in ("warmup", "warmup_steps", "weight_decay", "min_lr", "seed"):
+        # More threads than a machine allows would end the process without a word.
+        _check("optim", "threads", self.threads, "1 to 1024", lambda value: 1 <= value <= 1024)
+        _check("optim", "seed", self.seed, "at least 0 and below 2^63", lambda value: 0 <= value < 2**63)
+        for name in ("warmup", "warmup_steps", "weight_decay", "min_lr"):
             _check("optim", name, getattr(self, name), "0 or more", lambda value: value >= 0)
         for name in ("lr", "clip"):
             _check("optim", name, getattr(self, name), "more than 0", lambda value: value > 0)
