@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             name = unknown[0].partition("=")[0]
             near = get_close_matches(name, self._option_string_actions, n=1)
-            hint = f", did you mean {near[0]}?" if near else ""
+            hint = f", did you mean {near[0]}" if near else ""
             self.error(f"unknown argument {name!r}{hint}")
         return found, unknown
 
