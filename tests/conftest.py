@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import train
 from mma import MMAConfig
 from models.build import BaseSettings, System, build_new
 from models.decoder import Decoder, DecoderConfig
 from models.tower import Tower, TowerSpec
 from models.weights import write_hf
+from tests.small import World, make_world
 
 TOKENIZER = Path(__file__).parent.parent / "assets/mini/decoder/tokenizer.model"
 TOWER_MODEL = {
@@ -74,3 +76,20 @@ def tiny_system(tiny_base: BaseSettings) -> Callable[..., System]:
         return system
 
     return build
+
+
+@pytest.fixture(scope="session")
+def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A small world whose recipe was run once; do not write there."""
+    root = tmp_path_factory.mktemp("small")
+    (root / "base").mkdir()
+    write_base(root / "base")
+    world = make_world(root)
+    assert train.main([str(world.recipe)]) == 0
+    return world
+
+
+@pytest.fixture
+def world(trained_world: World, tmp_path: Path) -> World:
+    """A copy of the small world, to be spoilt."""
+    return trained_world.copy(tmp_path / "world")
