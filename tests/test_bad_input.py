@@ -286,7 +286,6 @@ def test_evaluations(
     ("program", "message"),
     [
         (["train.py", "{root}/none.yaml"], "there is no recipe {root}/none.yaml; recipes/ holds some"),
-        (["train.py", "--resume", "{root}/data"], "{root}/data holds no run to resume"),
         (
             ["-m", "eval", "scienceqa", "--adapter", "x"],
             "the following arguments are required: --data, --out",
