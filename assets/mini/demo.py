@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -102,15 +102,15 @@ def categories(result: Result) -> dict[str, Any]:
     return {name: asdict(found) for name, found in result.scores.categories.items()}
 
 
-def main(folder: Path) -> int:
-    """Runs the whole demo into a folder."""
+def main(folder: Path, problems: int = 3000, overrides: Sequence[str] = ()) -> int:
+    """Runs the whole demo into a folder; overrides are settings of the recipe, as on the command line."""
     watch, root, run = Stopwatch(), folder / "data", folder / "run"
     before = files_digest(BASE_FILES)
-    with watch.phase("data", "3,000 problems, half of them with a picture that must be read"):
-        generate(root)
+    with watch.phase("data", f"{problems:,} problems, half of them with a picture that must be read"):
+        generate(root, problems)
     shutil.rmtree(run, ignore_errors=True)  # a demo begins anew
     with watch.phase("tune", "adapters are trained; decoder and tower stay frozen"):
-        status = train.main([RECIPE, "--run.folder", str(run), "--data.root", str(root)])
+        status = train.main([RECIPE, "--run.folder", str(run), "--data.root", str(root), *overrides])
     if status:
         return status
     with watch.phase("score", "tuned, blind (pictures replaced by noise) and base (no adapter)"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from sentencepiece import SentencePieceProcessor
 
@@ -105,23 +105,21 @@ class Writer:
 
     def captioned(self, pool: Pool = "training") -> Document:
         """A picture problem with a caption or keywords where the picture will go."""
-        problem = picture_problem(self.rng.choice(FAMILIES), self.rng, pool)
-        assert problem.family is not None and problem.facts is not None
+        family, facts, row = self._pictured(pool)
         document = self._start("Image: ")
         if self.rng.random() < 0.5:
-            words = self.tokenizer.encode(caption(problem.family, problem.facts, self.rng))
+            words = self.tokenizer.encode(caption(family, facts, self.rng))
         else:
-            words = self._keywords(problem.family, problem.facts)
+            words = self._keywords(family, facts)
         document.add(words, self.TEXT)
-        self._question(document, problem.row, opened=self._opened(pool))
+        self._question(document, row, opened=self._opened(pool))
         return self._end(document)
 
     def mixed(self, pool: Pool = "training") -> Document:
         """A picture problem with mixtures of keyword embeddings where the picture will go."""
-        problem = picture_problem(self.rng.choice(FAMILIES), self.rng, pool)
-        assert problem.family is not None and problem.facts is not None
+        family, facts, row = self._pictured(pool)
         document = self._start("Image: ")
-        words = self._keywords(problem.family, problem.facts)
+        words = self._keywords(family, facts)
         first = len(document.ids)
         document.add([words[0]] * IMAGE_SLOTS, 0.0)
         clear = self.rng.choice((0.3, 1.0, 3.0))
@@ -129,7 +127,7 @@ class Writer:
             weights = [self.rng.random() ** clear for _ in words]
             scale = self.rng.uniform(0.5, 1.5) / max(sum(weight**2 for weight in weights) ** 0.5, 1e-3)
             document.mixtures.append(Mixture(first + slot, words, [scale * w for w in weights]))
-        self._question(document, problem.row, opened=self._opened(pool))
+        self._question(document, row, opened=self._opened(pool))
         return self._end(document)
 
     def several(self) -> Document:
@@ -178,6 +176,15 @@ class Writer:
         document.add(self.tokenizer.encode(caption(family, facts, rng)), self.TEXT)
         return self._end(document)
 
+    def _pictured(self, pool: Pool) -> tuple[Family, Facts, dict[str, Any]]:
+        """A picture problem whose facts are told in words: those have no paper."""
+        row = (problem := picture_problem(self.rng.choice(FAMILIES), self.rng, pool)).row
+        assert problem.family is not None
+        facts = draw_facts(problem.family, self.rng, pool)
+        question, options, index, _ = ask_about(problem.family, facts, self.rng)
+        told = {"question": question, "choices": options, "answer": index}
+        return problem.family, facts, {**row, **told, "solution": caption(problem.family, facts, self.rng)}
+
     def _opened(self, pool: Pool) -> bool:
         return pool == "training" and self.rng.random() < self.opened
 
@@ -210,8 +217,10 @@ class Writer:
             document.add(self.tokenizer.encode(row["choices"][row["answer"]]), self.LETTER)
         else:
             self._letter(document, row["answer"], row["choices"])
-        if row["hint"] is not None and self.rng.random() < 0.1:
-            document.add(self.tokenizer.encode(f"BECAUSE: {row['lecture']} {row['solution']}"), self.TEXT)
+        if row["hint"] is not None and self.rng.random() < 0.25:
+            lecture = f"{row['lecture']} " if self.rng.random() < 0.5 else ""
+            reasons = self.tokenizer.encode(f"BECAUSE: {lecture}{row['solution']}")
+            document.add(reasons, self.TEXT)
 
     def _letter(self, document: Document, index: int, options: Sequence[str]) -> None:
         word = self.tokenizer.encode(options[index])[0]

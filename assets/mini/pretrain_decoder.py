@@ -1,6 +1,6 @@
 """Pre-trains the mini decoder on generated text; writes a Hugging Face LLaMA folder.
 
-    python -m assets.mini.pretrain_decoder assets/mini/decoder --minutes 60
+    python -m assets.mini.pretrain_decoder assets/mini/decoder --steps 2000
 
 Loss falls on answer letters first; the gate at the end prints the share of held-out questions that are
 answered with the right letter, in words, with captions and with mixtures in the place of the picture.
@@ -26,15 +26,26 @@ from models.attention import PackedAttention
 from models.decoder import Decoder, DecoderConfig
 from models.weights import write_hf
 
-CONFIG = {"dim": 192, "n_layers": 6, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 512, "max_positions": 512}
-OPEN_UNTIL = 600  # steps with answers in words only
-JOINED_AT = 750  # until then only the last blocks train
+CONFIG = {"dim": 192, "n_layers": 6, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 512, "max_positions": 2048}
 EARLY = 4  # blocks that train first; the others join them to look up what these have found
+# Steps at which training changes. Every stage is learned in minutes and is what the next one stands on.
+OPEN_AT = 120  # until then drills only: find an option again, say its letter
+OPTIONS_AT = 500  # until then problems without options, answered in words
+JOIN_AT = 700  # until then the early blocks name the right option in words, with all options before them
+ALL_AT = 950  # until then the last blocks learn to turn that into a letter; afterwards everything trains
 
 
 def phase_of(step: int) -> Phase:
-    """First looking an option up, then finding facts and saying them, then both in one question."""
-    return "drill" if step < 120 else "open" if step < OPEN_UNTIL else "all"
+    """Which documents a step has."""
+    return "drill" if step < OPEN_AT else "open" if step < OPTIONS_AT else "all"
+
+
+def rate_of(step: int, steps: int) -> float:
+    """Factor of the learning rate: a warmup at every stage that brings new weights, at last a cosine."""
+    if step < ALL_AT:
+        return min(1.0, (step % JOIN_AT + 1) / 100)
+    done = (step - ALL_AT) / max(1, steps - ALL_AT)
+    return 0.3 * min(1.0, (step - ALL_AT + 1) / 200) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def embed(decoder: Decoder, documents: list[Document]) -> Tensor:
@@ -65,12 +76,12 @@ def hidden_states(
     lengths = [len(document.ids) for document in documents]
     cos, sin = decoder.rotary(torch.cat([torch.arange(1, length + 1) for length in lengths]))
     attend = PackedAttention(lengths)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not OPEN_UNTIL <= step < JOINED_AT):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not JOIN_AT <= step < ALL_AT):
         x = embed(decoder, documents)
         for layer in range(EARLY):
             x = decoder.blocks[layer](layer, x, cos, sin, attend)
     early = x
-    for layer in range(EARLY, len(decoder.blocks) if step >= OPEN_UNTIL else EARLY):
+    for layer in range(EARLY, len(decoder.blocks) if step >= JOIN_AT else EARLY):
         x = decoder.blocks[layer](layer, x, cos, sin, attend)
     return (decoder.norm(early), decoder.norm(x)) if final_norm else (early, x)
 
@@ -94,6 +105,8 @@ def step_loss(decoder: Decoder, documents: list[Document], step: int) -> tuple[T
                     kind = document.kind
                     if kind == "problem":
                         words.append((start + place - 1, letters[place].word, 1.0))
+                        if step < JOIN_AT:
+                            continue
                 found.setdefault(kind, []).append((start + place - 1, document.ids[place], weight))
         start += len(document.ids)
     losses, total, parts = torch.zeros(()), 0.0, {}
@@ -155,7 +168,7 @@ def letter_accuracy(
     count = 0
     for _ in range(10):
         documents = [write() for _ in range(40)]
-        _, hidden = hidden_states(decoder, documents, JOINED_AT)
+        _, hidden = hidden_states(decoder, documents, ALL_AT)
         start = 0
         for document in documents:
             for letter in document.letters:
@@ -190,10 +203,61 @@ def gate(decoder: Decoder, tokenizer: SentencePieceProcessor) -> dict[str, float
     return result
 
 
+def new_decoder(tokenizer: SentencePieceProcessor) -> Decoder:
+    """A decoder at the start of training."""
+    decoder = Decoder(DecoderConfig(vocab_size=tokenizer.vocab_size(), **CONFIG))
+    pairs = [(f"▁({letter})", f"▁{letter}") for letter in LETTERS]
+    lookup_heads(decoder, [(tokenizer.piece_to_id(a), tokenizer.piece_to_id(b)) for a, b in pairs])
+    return decoder
+
+
+def new_optimizer(decoder: Decoder) -> torch.optim.Optimizer:
+    """AdamW without decay on gains."""
+    matrices = [p for p in decoder.parameters() if p.ndim > 1]
+    vectors = [p for p in decoder.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+
+
+def pretrain(decoder: Decoder, writer: Writer, options: argparse.Namespace, step: int) -> None:
+    """Trains from a step to the last one, with a draft and the gate now and then."""
+    optimizer = new_optimizer(decoder)
+    began, tokens = time.time(), 0
+    window: list[dict[str, float]] = []
+    while step < options.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * rate_of(step, options.steps)
+        if step == JOIN_AT:
+            join_last_blocks(decoder, writer)
+        documents = [writer.document(phase_of(step)) for _ in range(options.batch)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, parts = step_loss(decoder, documents, step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        step, tokens = step + 1, tokens + sum(len(d.ids) for d in documents)
+        window.append(parts)
+        if step % 50 == 0:
+            left = (time.time() - began) / len(window) * (options.steps - step)
+            print(
+                f"{step:6d} {tokens / 1e6:6.2f} M tokens, {left / 60:.0f} min left, {means(window)}",
+                flush=True,
+            )
+            began, window = time.time(), []
+        if step % 200 == 0:
+            print(
+                "       gate",
+                {k: round(v, 3) for k, v in gate(decoder, writer.tokenizer).items()},
+                flush=True,
+            )
+            torch.save({"decoder": decoder.state_dict(), "step": step}, options.draft)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64, help="documents per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
@@ -204,56 +268,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     tokenizer = SentencePieceProcessor(model_file=str(options.folder / "tokenizer.model"))
-    config = DecoderConfig(vocab_size=tokenizer.vocab_size(), **CONFIG)
-    decoder = Decoder(config)
-    pairs = [(f"▁({letter})", f"▁{letter}") for letter in LETTERS]
-    lookup_heads(decoder, [(tokenizer.piece_to_id(a), tokenizer.piece_to_id(b)) for a, b in pairs])
-    writer = Writer(tokenizer, random.Random(options.seed))
-    matrices = [p for p in decoder.parameters() if p.ndim > 1]
-    vectors = [p for p in decoder.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=options.lr,
-        betas=(0.9, 0.98),
-    )
-    step = 0
+    decoder, step = new_decoder(tokenizer), 0
     if options.resume:
         saved = torch.load(options.resume, weights_only=True)
-        decoder.load_state_dict({**decoder.state_dict(), **saved["decoder"]})
+        decoder.load_state_dict(saved["decoder"])
         step = saved["step"]
     options.draft.parent.mkdir(parents=True, exist_ok=True)
-    began, tokens, first = time.time(), 0, step
-    window: list[dict[str, float]] = []
-    while (done := (time.time() - began) / (60 * options.minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                options.lr
-                * min(1, (step - first + 1) / 100)
-                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-            )
-        if step == OPEN_UNTIL:
-            join_last_blocks(decoder, writer)
-        documents = sorted(
-            (writer.document(phase_of(step)) for _ in range(options.batch)), key=lambda d: len(d.ids)
-        )
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, parts = step_loss(decoder, documents, step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        step, tokens = step + 1, tokens + sum(len(d.ids) for d in documents)
-        window.append(parts)
-        if step % 50 == 0:
-            print(
-                f"{step:6d} {time.time() - began:6.0f} s {tokens / 1e6:6.2f} M tokens "
-                f"loss {loss.item():.3f} {means(window)}",
-                flush=True,
-            )
-            window = []
-        if step % 200 == 0:
-            print("       gate", {k: round(v, 3) for k, v in gate(decoder, tokenizer).items()}, flush=True)
-            torch.save({"decoder": decoder.state_dict(), "step": step}, options.draft)
+    pretrain(decoder, Writer(tokenizer, random.Random(options.seed + step)), options, step)
     print("gate", gate(decoder, tokenizer))
     write_hf(decoder, options.folder, torch.float16)
 

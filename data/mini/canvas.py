@@ -90,11 +90,20 @@ class Pen:
         return (INK, self.stroke) if outlined else (None, 0)
 
 
-class Canvas:
-    """One picture in the making: a tinted sheet and a pen, both slightly different every time."""
+SHEETS: dict[str, Colour] = {
+    "white": (250, 250, 250),
+    "cream": (252, 246, 226),
+    "sky": (226, 240, 252),
+    "mint": (228, 248, 232),
+}
 
-    def __init__(self, rng: random.Random, shift: float = 4) -> None:
-        tint = (rng.randint(236, 255), rng.randint(236, 255), rng.randint(236, 255))
+
+class Canvas:
+    """One picture in the making: a sheet of paper and a pen, both slightly different every time."""
+
+    def __init__(self, rng: random.Random, shift: float = 4, paper: str | None = None) -> None:
+        any_tint = (rng.randint(236, 255), rng.randint(236, 255), rng.randint(236, 255))
+        tint = any_tint if paper is None else varied(SHEETS[paper], rng, amount=3)
         side = SIZE * OVERSAMPLING
         self._image = Image.new("RGB", (side, side), tint)
         origin = (OVERSAMPLING * rng.uniform(-shift, shift), OVERSAMPLING * rng.uniform(-shift, shift))

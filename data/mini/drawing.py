@@ -25,7 +25,7 @@ NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 
 def draw(family: Family, facts: Facts, rng: random.Random) -> Image.Image:
     """A picture of 144 x 144 pixels that shows every fact."""
-    canvas = Canvas(rng, shift=2 if family.name in STILL else 4)
+    canvas = Canvas(rng, shift=2 if family.name in STILL else 4, paper=facts.get("paper"))
     DRAWINGS[family.name](canvas.pen, facts, rng)
     return canvas.finished()
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data.mini.families import FAMILIES, Ask, Facts, Family
+from data.mini.families import FAMILIES, PAPERS, Ask, Facts, Family
 from data.mini.language import TABLES, WordTable
 
 Pool = Literal["training", "evaluation"]
@@ -29,10 +29,12 @@ class MiniProblem:
     facts: Facts | None = None
 
 
-def draw_facts(family: Family, rng: random.Random, pool: Pool) -> Facts:
-    """A combination of attribute values that belongs to the pool."""
+def draw_facts(family: Family, rng: random.Random, pool: Pool, *, pictured: bool = False) -> Facts:
+    """A combination of values that belongs to the pool; of a picture, the paper it is drawn on too."""
     while True:
         facts = {name: rng.choice(values) for name, values in family.attributes.items()}
+        if pictured:
+            facts["paper"] = rng.choice(PAPERS)
         if family.reserved(facts) == (pool == "evaluation"):
             return facts
 
@@ -45,8 +47,9 @@ def fact_sentences(family: Family, facts: Facts, rng: random.Random) -> list[str
 
 
 def caption(family: Family, facts: Facts, rng: random.Random) -> str:
-    """What the picture shows, in words: a sentence for every attribute."""
-    return " ".join([f"A picture of {family.noun}.", *fact_sentences(family, facts, rng)])
+    """What the picture shows, in words: a sentence for every fact."""
+    paper = [f"The paper is {facts['paper']}."] if "paper" in facts else []
+    return " ".join([f"A picture of {family.noun}.", *fact_sentences(family, facts, rng), *paper])
 
 
 def ask_about(family: Family, facts: Facts, rng: random.Random) -> tuple[str, list[str], int, str]:
@@ -60,13 +63,14 @@ def ask_about(family: Family, facts: Facts, rng: random.Random) -> tuple[str, li
 
 
 def picture_problem(family: Family, rng: random.Random, pool: Pool) -> MiniProblem:
-    """A question that only the picture answers."""
-    facts = draw_facts(family, rng, pool)
-    question, options, index, sentence = ask_about(family, facts, rng)
+    """A question that only the picture answers; the solution tells what the picture shows."""
+    facts = draw_facts(family, rng, pool, pictured=True)
+    question, options, index, _ = ask_about(family, facts, rng)
+    shown = caption(family, {name: facts[name] for name in family.attributes}, rng)
     hint = ""
     if rng.random() < 0.4:
         hint = f"{rng.choice(NAMES)} looks at {family.noun}."
-    row = _row(family, rng, question=question, choices=options, answer=index, hint=hint, solution=sentence)
+    row = _row(family, rng, question=question, choices=options, answer=index, hint=hint, solution=shown)
     return MiniProblem({**row, "image": "image.png"}, family, facts)
 
 
