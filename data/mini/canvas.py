@@ -105,9 +105,15 @@ class Canvas:
         any_tint = (rng.randint(236, 255), rng.randint(236, 255), rng.randint(236, 255))
         tint = any_tint if paper is None else varied(SHEETS[paper], rng, amount=3)
         side = SIZE * OVERSAMPLING
+        self._tint = tint
         self._image = Image.new("RGB", (side, side), tint)
         origin = (OVERSAMPLING * rng.uniform(-shift, shift), OVERSAMPLING * rng.uniform(-shift, shift))
         self.pen = Pen(ImageDraw.Draw(self._image), origin, OVERSAMPLING, stroke=rng.randint(2, 4))
+
+    def uncover_margin(self) -> None:
+        """Shows the paper again at the edge, where a scene has covered all of it."""
+        edge, last = 6 * OVERSAMPLING, self._image.width - 1
+        ImageDraw.Draw(self._image).rectangle((0, 0, last, last), outline=self._tint, width=edge)
 
     def finished(self) -> Image.Image:
         """The picture at its final size."""

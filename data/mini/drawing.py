@@ -27,6 +27,8 @@ def draw(family: Family, facts: Facts, rng: random.Random) -> Image.Image:
     """A picture of 144 x 144 pixels that shows every fact."""
     canvas = Canvas(rng, shift=2 if family.name in STILL else 4, paper=facts.get("paper"))
     DRAWINGS[family.name](canvas.pen, facts, rng)
+    if "paper" in facts and family.name in SCENES:
+        canvas.uncover_margin()
     return canvas.finished()
 
 
@@ -322,6 +324,7 @@ DICE: Mapping[int, tuple[tuple[int, int], ...]] = {
     5: (*CORNERS, (0, 0)),
     6: (*CORNERS, (-1, 0), (1, 0)),
 }
+SCENES = ("weather", "season")  # families that cover their paper
 STILL = ("thermometer", "shape", "count")  # families in which a place or an outline is the fact
 GROUNDS: Mapping[str, Callable[[Pen, random.Random], None]] = {
     "beach": _beach,

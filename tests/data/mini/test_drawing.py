@@ -10,8 +10,9 @@ import pytest
 
 from data.mini.canvas import SIZE
 from data.mini.drawing import DRAWINGS, draw
-from data.mini.families import BY_NAME, FAMILIES, Facts, Family
+from data.mini.families import BY_NAME, FAMILIES, PAPERS, Facts, Family
 from data.mini.icons import ICONS
+from data.mini.problems import draw_facts
 
 
 def pixels(family: Family, facts: Facts, seed: int = 0) -> numpy.ndarray:
@@ -100,3 +101,13 @@ def test_an_icon_exists_for_every_animal_plant_and_landmark() -> None:
 def test_a_value_beyond_the_family_is_drawn_too(name: str, spare: dict[str, str]) -> None:
     facts = combinations(BY_NAME[name])[0]
     assert (abs(pixels(BY_NAME[name], {**facts, **spare}) - pixels(BY_NAME[name], facts)) > 60).sum() > 100
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_paper_of_a_picture_can_be_seen(family: Family) -> None:
+    rng = random.Random(3)
+    facts = draw_facts(family, rng, "training")
+    corners = {
+        paper: draw(family, {**facts, "paper": paper}, random.Random(5)).getpixel((1, 72)) for paper in PAPERS
+    }
+    assert len(set(corners.values())) == len(PAPERS)
