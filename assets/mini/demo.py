@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import train
+from data.commands import print_error
 from data.mini.generate import generate
 from data.pictures import picture_loader
 from data.prompts import render
@@ -31,7 +32,7 @@ from eval.task import Settings, evaluate
 from models.build import BaseSettings, System, current_digests, load
 
 RECIPE = "recipes/scienceqa-mini.yaml"
-FORMAT = "QCM-A"
+FORMAT = "QCM-AE"
 BASE_FILES = (Path("assets/mini/decoder"), Path("assets/mini/tower"))
 SWAPPED = 8  # picture questions that show the swap
 
@@ -142,4 +143,8 @@ def main(folder: Path, problems: int = 3000, overrides: Sequence[str] = ()) -> i
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except train.USER_ERRORS as error:
+        print_error(error)
+        sys.exit(2)
