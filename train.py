@@ -1,6 +1,6 @@
 """Fine-tunes adapters on a frozen base, as a recipe says.
 
-    python train.py recipes/scienceqa-mini.yaml --run.folder runs/first
+    python train.py recipes/mini-world.yaml --run.folder runs/first
     python train.py --resume runs/first
 
 The run folder gets the final adapter (adapter/), periodic checkpoints (checkpoints/), the exact state

@@ -31,7 +31,7 @@ from eval.runner import Asker, choose
 from eval.task import Settings, evaluate
 from models.build import BaseSettings, System, current_digests, load
 
-RECIPE = "recipes/scienceqa-mini.yaml"
+RECIPE = "recipes/mini-world.yaml"
 FORMAT = "QCM-AE"
 BASE_FILES = (Path("assets/mini/decoder"), Path("assets/mini/tower"))
 SWAPPED = 8  # picture questions that show the swap

@@ -1,0 +1,79 @@
+"""What must hold on a CUDA device (`pytest -m gpu`): the same numbers as on the CPU, and bf16 that trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.packing import collate
+from data.sample import Sample
+from data.template import LavinTemplate
+from mma import MMAConfig
+from models.build import BaseSettings, System, build_new
+from models.generate import Sampling, generate
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device"),
+]
+
+
+def system_on(base: BaseSettings, device: str, precision: str = "fp32") -> System:
+    system = build_new(replace(base, precision=precision), MMAConfig(dropout=0.0, projector_hidden=8), device)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in system.model.adapters.trainable_parameters().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return system
+
+
+def batch_for(system: System, response: str | None = None):
+    template = LavinTemplate(system.tokenizer, system.image_slots)
+    samples = [
+        Sample(f"s{i}", f"Question: {i}?\nResponse:", "The answer is A.", image, (), None)
+        for i, image in enumerate((Path("a.png"), None, Path("b.png")))
+    ]
+    tokens = [template.tokens(sample, response=response) for sample in samples]
+    picture = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return collate(tokens, lambda _: picture).to(system.model.device)
+
+
+def test_logits_and_gradients_equal_the_cpu(tiny_base):
+    here, there = system_on(tiny_base, "cpu"), system_on(tiny_base, "cuda")
+    for system in (here, there):
+        system.model.loss(batch_for(system)).backward()
+    torch.testing.assert_close(
+        there.model(batch_for(there)).cpu(), here.model(batch_for(here)), atol=1e-4, rtol=1e-4
+    )
+    pairs = zip(
+        here.model.adapters.trainable_parameters().values(),
+        there.model.adapters.trainable_parameters().values(),
+        strict=True,
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(b.grad.cpu(), a.grad, atol=1e-3, rtol=1e-3)
+
+
+def test_greedy_answers_equal_the_cpu(tiny_base):
+    texts = []
+    for device in ("cpu", "cuda"):
+        system = system_on(tiny_base, device)
+        texts.append(generate(system, batch_for(system, response=""), Sampling(max_new_tokens=6)))
+    assert texts[0] == texts[1]
+
+
+def test_a_bf16_base_trains(tiny_base):
+    system = system_on(tiny_base, "cuda", "bf16")
+    trained = system.model.adapters.trainable_parameters().values()
+    optimizer = torch.optim.AdamW(trained, lr=3e-2)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = system.model.loss(batch_for(system))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.75 * losses[0]
