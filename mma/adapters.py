@@ -266,7 +266,7 @@ class Adapters(nn.Module):
 
 def _carries(site: Site, config: MMAConfig) -> bool:
     if site.part == "tower":
-        return config.tower != "none" and site.role == "attn"
+        return config.tower != "none" and config.tower_placement in (site.role, "both")
     return config.placement in (site.role, "both")
 
 

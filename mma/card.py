@@ -25,7 +25,18 @@ def model_card(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         "| setting | value |",
         "|---|---|",
     ]
-    shown = ("r", "routes", "groups", "temperature", "scale", "placement", "tower", "modalities", "template")
+    shown = (
+        "r",
+        "routes",
+        "groups",
+        "temperature",
+        "scale",
+        "placement",
+        "tower",
+        "tower_placement",
+        "modalities",
+        "template",
+    )
     lines += [_row(name, description[name]) for name in shown if name in description]
     for title, content in (("Its base", description.get("base")), ("Where it comes from", provenance)):
         if isinstance(content, Mapping) and content:

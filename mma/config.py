@@ -36,6 +36,7 @@ class MMAConfig:
         tower: Routing in the image tower: token (each by itself), modality (one learned vector per site),
             none (no adapters there), legacy_no_residual (only to read old files: no router, the adapter's
             output replaces its input).
+        tower_placement: Norms of the tower with an adapter behind them: attn, mlp or both.
         modalities: What a sample can carry; each has a learned modality token.
         projector_hidden: Hidden width of the projector.
     """
@@ -48,6 +49,7 @@ class MMAConfig:
     scale: float = 1.0
     placement: str = "attn"
     tower: str = "token"
+    tower_placement: str = "attn"
     modalities: tuple[str, ...] = ("text", "image")
     projector_hidden: int = 128
 
@@ -56,7 +58,11 @@ class MMAConfig:
             kind, fits = KINDS[str(field.type)]
             if not fits(value := getattr(self, field.name)):
                 raise AdapterError(f"adapter: {field.name} is {value!r}; it must be {kind}")
-        for name, allowed in (("placement", PLACEMENTS), ("tower", TOWER_RULES)):
+        for name, allowed in (
+            ("placement", PLACEMENTS),
+            ("tower", TOWER_RULES),
+            ("tower_placement", PLACEMENTS),
+        ):
             if getattr(self, name) not in allowed:
                 raise AdapterError(f"adapter: {name} is {getattr(self, name)!r}; choose {', '.join(allowed)}")
         for name in ("r", "routes", "groups", "projector_hidden"):

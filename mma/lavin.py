@@ -20,12 +20,22 @@ from mma.adapters import Adapters
 from mma.config import MMAConfig
 from mma.errors import AdapterError
 
-TOWER_RULES = {"router": "token", "normal": "legacy_no_residual"}
+TOWER_RULES = {  # visual_adapter_type -> rule and placement in the tower
+    "router": ("token", "attn"),
+    "router_block": ("token", "both"),
+    "normal": ("legacy_no_residual", "attn"),
+}
+PLACEMENTS = {"attn": "attn", "block": "both"}  # adapter_type -> placement in the decoder
 SITES = (
     (re.compile(r"layers\.(\d+)\.adapter_attn\.(.+)"), "decoder.blocks.{}.attn_norm"),
+    (re.compile(r"layers\.(\d+)\.adapter_mlp\.(.+)"), "decoder.blocks.{}.mlp_norm"),
     (
         re.compile(r"backbone\.visual\.transformer\.resblocks\.(\d+)\.adapter_attn\.(.+)"),
         "tower.visual.transformer.resblocks.{}.ln_1",
+    ),
+    (
+        re.compile(r"backbone\.visual\.transformer\.resblocks\.(\d+)\.adapter_mlp\.(.+)"),
+        "tower.visual.transformer.resblocks.{}.ln_2",
     ),
 )
 LEAVES = {
@@ -126,10 +136,15 @@ def _config(arguments: object, stored: Mapping[str, Tensor]) -> MMAConfig | None
     needed = ("adapter_dim", "adapter_scale", "temperature", "visual_adapter_type")
     if any(name not in values for name in needed) or values["visual_adapter_type"] not in TOWER_RULES:
         return None
+    if values.get("adapter_type", "attn") not in PLACEMENTS:
+        return None
+    rule, tower_placement = TOWER_RULES[values["visual_adapter_type"]]
     return MMAConfig(
         r=values["adapter_dim"],
         scale=values["adapter_scale"],
         temperature=values["temperature"],
-        tower=TOWER_RULES[values["visual_adapter_type"]],
+        placement=PLACEMENTS[values.get("adapter_type", "attn")],
+        tower=rule,
+        tower_placement=tower_placement,
         projector_hidden=stored["adapter_proj.conv_A.weight"].shape[0],
     )

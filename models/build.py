@@ -154,7 +154,12 @@ def base_tensors(module: Decoder | Tower) -> Iterable[tuple[str, Tensor]]:
     """The base's own tensors under names that do not change when adapters are attached."""
     for name, tensor in module.named_parameters():
         if ".adapters." not in name:
-            yield name.replace("_norm.norm.", "_norm.").replace(".ln_1.norm.", ".ln_1."), tensor
+            yield (
+                name.replace("_norm.norm.", "_norm.")
+                .replace(".ln_1.norm.", ".ln_1.")
+                .replace(".ln_2.norm.", ".ln_2."),
+                tensor,
+            )
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -169,8 +169,9 @@ class MultimodalLM(nn.Module):
 
     def _tower_sites(self) -> Iterator[Site]:
         for index in range(len(self.tower.blocks)):
-            path = f"tower.visual.transformer.resblocks.{index}.ln_1"
-            yield Site(path, self.tower.width, "tower", "attn")
+            for role, norm in (("attn", "ln_1"), ("mlp", "ln_2")):
+                path = f"tower.visual.transformer.resblocks.{index}.{norm}"
+                yield Site(path, self.tower.width, "tower", role)
 
 
 @contextmanager

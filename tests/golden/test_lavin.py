@@ -54,9 +54,10 @@ def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
     tower = Tower(TowerSpec(model, {}), every=4)
     load_tower_weights(tower, folder / "clip_visual.safetensors")
     model = MultimodalLM(decoder, tower)
-    config = read_lavin(folder / "checkpoint-19.pth").config
+    checkpoint = next(folder.glob("checkpoint-*.pth"))
+    config = read_lavin(checkpoint).config
     assert config is not None
-    load_lavin(model.adapters, folder / "checkpoint-19.pth", replace(config, dropout=0.0))
+    load_lavin(model.adapters, checkpoint, replace(config, dropout=0.0))
     return model.eval()
 
 

@@ -37,8 +37,14 @@ def published(trained: dict[str, Tensor], layers: int = 2, blocks: int = 4) -> d
     for i in range(blocks):
         ours = f"tower.visual.transformer.resblocks.{i}.ln_1"
         places[ours] = f"module.backbone.visual.transformer.resblocks.{i}"
-    for ours, place in places.items():
-        theirs = f"{place}.adapter_attn"
+    places = {f"{ours}": f"{place}.adapter_attn" for ours, place in places.items()}
+    places |= {f"decoder.blocks.{i}.mlp_norm": f"module.layers.{i}.adapter_mlp" for i in range(layers)}
+    for i in range(blocks):
+        ours = f"tower.visual.transformer.resblocks.{i}.ln_2"
+        places[ours] = f"module.backbone.visual.transformer.resblocks.{i}.adapter_mlp"
+    for ours, theirs in places.items():
+        if f"{ours}.down.weight" not in trained:
+            continue
         state[f"{theirs}.conv_A.weight"] = trained[f"{ours}.down.weight"][..., None]
         state[f"{theirs}.conv_A.bias"] = trained[f"{ours}.down.bias"]
         routes = trained[f"{ours}.up"]
@@ -99,6 +105,18 @@ def test_names_without_the_prefix_are_read_too(state, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_adapters_before_the_mlp_are_read_too(tiny_system, tiny_base, tmp_path):
+    """`block` in the decoder and `router_block` in the tower: a second adapter in every block."""
+    trained = tiny_system(placement="both", tower_placement="both").model.adapters.trainable_parameters()
+    settings = {"adapter_type": "block", "visual_adapter_type": "router_block"}
+    path = write(tmp_path / "a.pth", published(trained), **settings)
+    adapters = build_base(tiny_base).model.adapters
+    load_lavin(adapters, path)
+    assert adapters.config.placement == adapters.config.tower_placement == "both"
+    for name, parameter in adapters.trainable_parameters().items():
+        assert torch.equal(parameter, trained[name]), name
+
+
 def test_settings_come_from_outside_where_the_file_has_none(state, tmp_path, adapters):
     torch.save({"model": state}, tmp_path / "a.pth")
     with pytest.raises(AdapterError, match="does not say its settings; pass the MMAConfig"):
@@ -107,7 +125,7 @@ def test_settings_come_from_outside_where_the_file_has_none(state, tmp_path, ada
     assert adapters.config.temperature == 5.0
 
 
-@pytest.mark.parametrize("change", [{"visual_adapter_type": "router_block"}, {"llm_model": "7B"}])
+@pytest.mark.parametrize("change", [{"visual_adapter_type": "other"}, {"llm_model": "7B"}])
 def test_a_kind_that_is_not_known_counts_as_no_settings(state, tmp_path, change):
     checkpoint = read_lavin(write(tmp_path / "a.pth", state, **change))
     assert (checkpoint.config is None) == ("visual_adapter_type" in change)
