@@ -29,7 +29,7 @@ from eval.report import Report, write_report
 from eval.results import Result, write_result
 from eval.runner import Asker, choose
 from eval.task import Settings, evaluate
-from models.build import BaseSettings, System, current_digests, load
+from models.build import System, current_digests, load
 
 RECIPE = "recipes/mini-world.yaml"
 FORMAT = "QCM-AE"
@@ -117,7 +117,7 @@ def main(folder: Path, problems: int = 3000, overrides: Sequence[str] = ()) -> i
     with watch.phase("score", "tuned, blind (pictures replaced by noise) and base (no adapter)"):
         results = score(root, run, folder)
     with watch.phase("swap", "adapter off, on, off: the base comes back"):
-        system = load(run / "adapter", BaseSettings(tower_every=1))
+        system = load(run / "adapter")
         unchanged = show_swap(system, load_split(root, "test"), root)
         if not unchanged or current_digests(system.model).items() - system.digests.items():
             raise RuntimeError("the base is not what it was before the adapter")
