@@ -43,7 +43,7 @@ def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tens
         raise AdapterError(f"adapter: {path} exists and is not an adapter folder; choose another name")
     content = {"peft_type": PEFT_TYPE, "format_version": FORMAT_VERSION, **description}
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove_dead_drafts(path)
     try:
         draft.mkdir(parents=True)
         plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -172,6 +172,24 @@ def _write_file(path: Path, content: bytes) -> None:
 def _replaceable(path: Path) -> bool:
     """Whether nothing but an adapter is lost with this folder."""
     return path.is_dir() and ((path / CONFIG).is_file() or not any(path.iterdir()))
+
+
+def _remove_dead_drafts(path: Path) -> None:
+    """Removes what saves of this folder left behind that were killed, and this process's own draft."""
+    for draft in path.parent.glob(f".{path.name}.*.part"):
+        writer = draft.name.split(".")[-2]
+        if writer == str(os.getpid()) or (writer.isdigit() and not _alive(int(writer))):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _put_in_place(draft: Path, path: Path) -> None:

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -306,3 +308,17 @@ def test_an_unreadable_config_is_named(saved, monkeypatch):
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read \(Permission denied\)"):
         adapter_folder.read_description(saved)
+
+
+def test_a_save_removes_what_killed_saves_left_and_nothing_else(tiny_system, tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    dead, alive = tmp_path / f".a.{done.pid}.part", tmp_path / f".a.{os.getppid()}.part"
+    other = tmp_path / f".b.{done.pid}.part"
+    for folder in (dead, alive, other):
+        folder.mkdir()
+    tiny_system().model.adapters.save_pretrained(tmp_path / "a")
+    assert not dead.exists()
+    assert alive.exists()
+    assert other.exists()
+    assert (tmp_path / "a" / "adapter_config.json").is_file()
