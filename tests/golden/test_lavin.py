@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data.packing import PackedBatch
 from mma.lavin import load_lavin, read_lavin, rename
 from models.multimodal import MultimodalLM
 from models.tower import Tower, TowerSpec, load_tower_weights
@@ -21,18 +22,6 @@ from models.weights import load_decoder
 ROOT = Path(os.environ.get("MMA_GOLDEN", "../shared/golden"))
 CASES = sorted(path.parent for path in ROOT.glob("**/case.safetensors"))
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no golden cases under {ROOT} (set MMA_GOLDEN)")
-
-
-@dataclass
-class Batch:
-    ids: Tensor
-    positions: Tensor
-    lengths: tuple[int, ...]
-    modalities: tuple[str, ...]
-    slots: Tensor
-    pictures: Tensor | None
-    sources: Tensor
-    targets: Tensor
 
 
 def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
@@ -61,7 +50,7 @@ def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
     return model.eval()
 
 
-def build_batch(folder: Path, slots_per_picture: int) -> Batch:
+def build_batch(folder: Path, slots_per_picture: int) -> PackedBatch:
     """The case's inputs with prefix and picture slots put in, cut as the public code cuts them."""
     case = load_file(folder / "case.safetensors")
     room = json.loads((folder / "config.json").read_text())["max_seq_len"] - 1  # less the modality token
@@ -81,7 +70,7 @@ def build_batch(folder: Path, slots_per_picture: int) -> Batch:
     targets = torch.tensor(labels)
     supervised = targets.nonzero()[:, 0]
     supervised = supervised[~torch.isin(supervised, starts)]
-    return Batch(
+    return PackedBatch(
         ids=torch.tensor(ids),
         positions=torch.cat([torch.arange(1, length + 1) for length in lengths]),
         lengths=tuple(lengths),
@@ -90,6 +79,7 @@ def build_batch(folder: Path, slots_per_picture: int) -> Batch:
         pictures=case["images"][case["indicators"].bool()],
         sources=supervised - 1,
         targets=targets[supervised],
+        sample_ids=tuple(str(row) for row in range(len(lengths))),
     )
 
 
