@@ -1,38 +1,55 @@
-"""One mixture-of-modality adapter: a shared down-projection, K grouped up-projections and a router.
+"""The modules that sit behind a norm: mixture-of-modality adapters by their rule, and the plain bottleneck.
 
     z = dropout(A x + a)        w = softmax((R m + c) / t)        y = x + s * sum_k w_k (B_k z + b_k)
 
-(arXiv 2305.15023, equations 3 to 5.) B and b start at zero, so a fresh adapter changes nothing. Knows
-nothing of where it is attached.
+(arXiv 2305.15023, equations 3 to 5.) B and b start at zero, so a fresh adapter changes nothing. Every kind is
+called as `adapter(x, y, routes)` with the input and the output of the module it is attached to, and tells by
+`fold(modality)` what it adds as a low-rank map, or why it cannot be told so. Knows nothing of where it is
+attached.
 
-Shapes: ... any leading axes (tokens), C channels, r bottleneck, K routes, G groups.
+Shapes: ... any leading axes (tokens), C channels, r bottleneck, K routes, G groups, M modalities.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mma.config import MMAConfig
+from mma.config import AdapterConfig, BottleneckConfig, MMAConfig
 from mma.errors import AdapterError
+from mma.lowrank import LowRank
+from mma.routing import Routes, RouteState, spread
 
 
-class Mixture(nn.Module):
+class SiteAdapter(nn.Module):
+    """What every module at a site can do."""
+
+    def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
+        """Input x and output y of the wrapped module -> the adapted output."""
+        raise NotImplementedError
+
+    def fold(self, modality: int) -> LowRank:
+        """What it adds for a modality as a low-rank map; raises AdapterError with the reason if none."""
+        raise NotImplementedError
+
+
+class Mixture(SiteAdapter):
     """The down-projection and the weighted up-projections; the weights come from outside."""
 
-    def __init__(self, channels: int, config: MMAConfig, routes: int) -> None:
+    def __init__(self, channels: int, config: AdapterConfig, routes: int, groups: int, scale: float) -> None:
         super().__init__()
-        r, groups = config.r, config.groups
         if channels % groups:
             raise AdapterError(
                 f"adapter: {channels} channels do not divide into {groups} groups; set groups to a divisor"
             )
-        self.groups, self.scale = groups, config.scale
-        self.down = nn.Linear(channels, r)
+        self.groups, self.scale = groups, scale
+        self.down = nn.Linear(channels, config.r)
         self.dropout = nn.Dropout(config.dropout)
-        self.up = nn.Parameter(torch.zeros(routes, channels, r // groups))
+        self.up = nn.Parameter(torch.zeros(routes, channels, config.r // groups))
         # One-dimensional like every bias, so that weight decay leaves it alone.
         self.up_bias = nn.Parameter(torch.zeros(routes * channels))
         nn.init.xavier_uniform_(self.down.weight)
@@ -46,38 +63,108 @@ class Mixture(nn.Module):
         per_group = rearrange(weighted, "g ... k r -> g (...) (k r)")
         up = rearrange(self.up.to(x.dtype), "k (g c) r -> g (k r) c", g=self.groups)
         out = rearrange(torch.bmm(per_group, up), "g n c -> n (g c)").reshape(x.shape)
-        return out + weights @ rearrange(self.up_bias.to(x.dtype), "(k c) -> k c", c=x.shape[-1])
+        return out + weights @ self.route_biases().to(x.dtype)
+
+    def route_biases(self) -> Tensor:
+        """The biases of the routes, float[K, C]."""
+        return rearrange(self.up_bias, "(k c) -> k c", k=len(self.up))
+
+    def dense_up(self) -> Tensor:
+        """The up-projections as full matrices float[K, C, r]: zero outside their groups."""
+        blocks = rearrange(self.up, "k (g c) r -> g k c r", g=self.groups)
+        width = blocks.shape[-1]
+        placed = [(index * width, (self.groups - 1 - index) * width) for index in range(self.groups)]
+        return torch.cat([functional.pad(b, pad) for b, pad in zip(blocks, placed, strict=True)], dim=1)
+
+    def folded(self, weights: Tensor) -> LowRank:
+        """What is added with fixed route weights float[K]."""
+        wide = weights.to(self.up.dtype)
+        up = torch.einsum("k,kcr->cr", wide, self.dense_up())
+        bias = wide @ self.route_biases()
+        assert self.down.bias is not None, "every linear map of an adapter has a bias"
+        return LowRank(self.down.weight, self.down.bias, self.scale * up, self.scale * bias)
 
 
-class RoutedAdapter(Mixture):
-    """A mixture whose router reads one hidden state per modality (decoder) or each token (tower)."""
+class ModalityRouted(Mixture):
+    """A mixture whose router reads one hidden state per modality: that of the modality's token (decoder)."""
 
-    def __init__(self, channels: int, config: MMAConfig) -> None:
-        super().__init__(channels, config, config.routes)
+    def __init__(self, channels: int, config: MMAConfig, state: RouteState) -> None:
+        super().__init__(channels, config, config.routes, config.groups, config.scale)
         self.temperature = config.temperature
         self.router = nn.Linear(channels, config.routes)
+        self.table: Tensor | None = None  # float[M, K], once it is evaluated
+        self.seen: Tensor | None = None  # float[M, K] of the last forward with modality tokens, in its graph
+        self._state = state
 
     def weights(self, m: Tensor) -> Tensor:
         """Router input float[..., C] -> route weights float[..., K], in fp32."""
         return torch.softmax(_linear(self.router, m).float() / self.temperature, dim=-1)
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """x float[..., C] and weights float[..., K] -> float[..., C]."""
-        return x + self.scale * self.update(x, weights.to(x.dtype))
+    def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
+        """float[..., C] -> float[..., C], each token with the weights of its modality."""
+        if routes is None:
+            raise RuntimeError("a site routed by modality was run without saying what its tokens carry")
+        weights = spread(self._weights_of(y, routes), routes.token_modality)
+        return y + self.scale * self.update(y, weights.to(y.dtype))
+
+    def fold(self, modality: int) -> LowRank:
+        """See SiteAdapter; the weights come from the routing table."""
+        assert self.table is not None, "the table is evaluated before anything is folded"
+        return self.folded(self.table[modality])
+
+    def _weights_of(self, y: Tensor, routes: Routes) -> Tensor:
+        if routes.modality_rows is None:
+            weights = self.seen if routes.held else self.table
+            assert weights is not None, "the router pass or the table comes before the samples"
+            return weights
+        flat = y.reshape(-1, y.shape[-1])
+        weights = self.weights(flat.index_select(0, routes.modality_rows).float())
+        if weights.requires_grad:
+            weights.register_hook(self._state.count_gradient)  # type: ignore[no-untyped-call]
+        self.seen = weights
+        return weights
 
 
-class VectorRoutedAdapter(Mixture):
+class TokenRouted(Mixture):
+    """A mixture that routes every token by itself (tower)."""
+
+    def __init__(self, channels: int, config: MMAConfig) -> None:
+        super().__init__(channels, config, config.routes, config.groups, config.scale)
+        self.temperature = config.temperature
+        self.router = nn.Linear(channels, config.routes)
+
+    def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
+        """float[..., C] -> float[..., C]; a token's company makes no difference."""
+        weights = torch.softmax(_linear(self.router, y).float() / self.temperature, dim=-1)
+        return y + self.scale * self.update(y, weights.to(y.dtype))
+
+    def fold(self, modality: int) -> LowRank:
+        """Refused: the weights differ from token to token."""
+        raise AdapterError(
+            "adapter: tower rule 'token' routes every picture token by itself, so no fixed weights can be "
+            "merged; leave the tower unmerged, or train with tower: modality"
+        )
+
+
+class VectorRouted(Mixture):
     """A mixture whose route weights are one learned vector, the same for every token (mergeable)."""
 
     def __init__(self, channels: int, config: MMAConfig) -> None:
-        super().__init__(channels, config, config.routes)
+        super().__init__(channels, config, config.routes, config.groups, config.scale)
         self.temperature = config.temperature
         self.route_logits = nn.Parameter(torch.zeros(config.routes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def weights(self) -> Tensor:
+        """Route weights float[K], in fp32."""
+        return torch.softmax(self.route_logits.float() / self.temperature, dim=-1)
+
+    def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
         """float[..., C] -> float[..., C]."""
-        weights = torch.softmax(self.route_logits.float() / self.temperature, dim=-1).to(x.dtype)
-        return x + self.scale * self.update(x, weights.expand(*x.shape[:-1], -1))
+        return y + self.scale * self.update(y, self.weights().to(y.dtype).expand(*y.shape[:-1], -1))
+
+    def fold(self, modality: int) -> LowRank:
+        """See SiteAdapter; the same for every modality."""
+        return self.folded(self.weights())
 
 
 class UnroutedReplacement(Mixture):
@@ -87,11 +174,48 @@ class UnroutedReplacement(Mixture):
     """
 
     def __init__(self, channels: int, config: MMAConfig) -> None:
-        super().__init__(channels, config, routes=1)
+        super().__init__(channels, config, 1, config.groups, 1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
         """float[..., C] -> float[..., C]."""
-        return self.update(x, x.new_ones(*x.shape[:-1], 1))
+        return self.update(y, y.new_ones(*y.shape[:-1], 1))
+
+    def fold(self, modality: int) -> LowRank:
+        """Refused: it adds nothing to its input but replaces it."""
+        raise AdapterError(
+            "adapter: tower rule 'legacy_no_residual' replaces its input, so it is no low-rank addition to "
+            "merge; leave the tower unmerged"
+        )
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+
+
+class Bottleneck(Mixture):
+    """The plain adapter y = x + s (B f(A x + a) + b) (arXiv 1902.00751), one path and no router."""
+
+    def __init__(self, channels: int, config: BottleneckConfig) -> None:
+        super().__init__(channels, config, 1, 1, config.scale)
+        self.activation = config.activation
+
+    def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
+        """float[..., C] -> float[..., C]."""
+        z = self.dropout(ACTIVATIONS[self.activation](_linear(self.down, y)))
+        return y + self.scale * functional.linear(z, self.up[0].to(y.dtype), self.up_bias.to(y.dtype))
+
+    def fold(self, modality: int) -> LowRank:
+        """See SiteAdapter; refused where an activation stands between down and up."""
+        if self.activation != "none":
+            raise AdapterError(
+                f"adapter: a bottleneck with activation {self.activation!r} is not linear, so it cannot be "
+                "merged; train with activation: none"
+            )
+        return self.folded(self.up.new_ones(1))
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

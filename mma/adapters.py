@@ -1,4 +1,4 @@
-"""The adapters of one model: creating, choosing, switching off, declaring what is trained.
+"""The adapters of one model: creating, choosing, switching off, declaring what is trained, saving, loading.
 
 An adapter is everything that is trained together: a module at every site, and the parts the model itself
 needs (projector, modality tokens), which its owner makes. Knows no model class; it is told the sites.
@@ -8,59 +8,84 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mma import folder as adapter_folder
-from mma.config import MMAConfig
+from mma import merging, peft_folder, storage
+from mma.adapter import ModalityRouted
+from mma.config import AdapterConfig
 from mma.errors import AdapterError
+from mma.folder import check_tensors
+from mma.merge import Merge, MergeReport
+from mma.places import Places
 from mma.routing import RouteState
-from mma.sites import ModalitySite, Site, device_of, wrap
+from mma.routing_table import RoutingTables
+from mma.sites import Site
+from mma.status import ModelStatus, SiteReport, report_of, status_of
+from mma.turns import Turns
 
-MakeParts = Callable[[MMAConfig], Mapping[str, nn.Module]]
+if TYPE_CHECKING:
+    from mma.bank import AdapterBank
+
+MakeParts = Callable[[AdapterConfig], Mapping[str, nn.Module]]
 RouterPass = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class SiteReport:
-    """A line of the report: a site or part, its width, and how many parameters are trained there."""
-
-    name: str
-    channels: int | None
-    parameters: int
-
-
 class Adapters(nn.Module):
-    """Named adapters on one frozen model.
+    """Named adapters on one frozen model, and which of them is active.
 
     Args:
         model: The frozen model; every parameter it has now is base and never trained.
-        sites: Its norms that can carry an adapter.
+        sites: Its norms and linear layers that can carry an adapter.
         make_parts: Makes the other trained parts of an adapter from its settings.
         router_pass: Runs every modality's token through the model, so that the decoder sites see them.
+        exported_name: The name other software has for a path of the model; its own by default.
+        prompt_notes: How a sample of each modality is laid out, for folders made for other software.
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sequence[Site], make_parts: MakeParts, router_pass: RouterPass
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        make_parts: MakeParts,
+        router_pass: RouterPass,
+        *,
+        exported_name: Callable[[str], str] = lambda path: path,
+        prompt_notes: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.state = RouteState()
+        self.turns = Turns()
         self.parts = nn.ModuleDict()  # adapter -> its parts
-        self.configs: dict[str, MMAConfig] = {}
+        self.configs: dict[str, AdapterConfig] = {}
         self.active: str | None = None
-        self.identity: dict[str, Any] = {}  # base names, digests, preprocessing: the owner fills it
-        self._base = list(model.parameters())
-        for parameter in self._base:
+        self.identity: Mapping[str, Any] = {}  # base names, digests, preprocessing: the owner fills it
+        self.merged: Merge | None = None
+        self.bank: AdapterBank | None = None
+        self.exported_name = exported_name
+        self.prompt_notes = dict(prompt_notes or {})
+        self.places = Places(model, sites, self.state)
+        # By the names they have before anything is wrapped.
+        self.base = dict(model.named_parameters())
+        for parameter in self.base.values():
             parameter.requires_grad_(False)
-        self._sites = {site: wrap(model, site, self.state) for site in sites}
-        self._make_parts, self._router_pass = make_parts, router_pass
+        self._make_parts = make_parts
+        self._tables = RoutingTables(router_pass, self.state)
         # A tuple keeps the model out of this module's own children.
         self._owner = (model,)
-        self._table_key: dict[str, tuple[int, int, set[torch.device]]] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The model the adapters sit on."""
+        return self._owner[0]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where adapters can sit."""
+        return self.places.sites
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,82 +93,123 @@ class Adapters(nn.Module):
         return tuple(self.configs)
 
     @property
-    def config(self) -> MMAConfig:
+    def active_adapters(self) -> tuple[str, ...]:
+        """The active adapter, or nothing."""
+        return () if self.active is None else (self.active,)
+
+    @property
+    def config(self) -> AdapterConfig:
         """The settings of the active adapter."""
         return self.configs[self._chosen(None)]
 
-    def add(self, name: str, config: MMAConfig) -> None:
-        """Creates a fresh adapter (identity: it changes nothing yet) and makes it active."""
-        self._check_new(name)
-        with self._undone_on_error(name):
-            for site, wrapper in self._sites.items():
-                if _carries(site, config):
-                    wrapper.add(name, config)
-                    wrapper.adapters[name].to(device_of(wrapper.norm), torch.float32)
-            self.parts[name] = nn.ModuleDict(self._make_parts(config))
-            self.configs[name] = config
-            self.set_adapter(name)
+    def config_of(self, name: str) -> AdapterConfig:
+        """The settings of a held adapter."""
+        return self.configs[self._chosen(name)]
 
-    def add_trained(self, name: str, config: MMAConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
+    @property
+    def open_bank(self) -> AdapterBank:
+        """The bank; raises AdapterError when a batch names adapters and there is none."""
+        if self.bank is None:
+            raise AdapterError(
+                "adapter: the batch names adapters, but no bank is open on this model; open one first"
+            )
+        return self.bank
+
+    @property
+    def routed(self) -> bool:
+        """Whether the active adapter has sites that the modality tokens route, and none of it is merged."""
+        return self.active is not None and self.merged is None and any(self.places.routed(self.active))
+
+    def add_adapter(self, name: str, config: AdapterConfig) -> None:
+        """Creates a fresh adapter (identity: it changes nothing yet) and makes it active."""
+        with self.turns.changing("add an adapter"):
+            self._check_new(name)
+            with self._undone_on_error(name):
+                self.places.add(name, config)
+                self.parts[name] = nn.ModuleDict(self._make_parts(config))
+                self.configs[name] = config
+                self.set_adapter(name)
+
+    def add_trained(
+        self, name: str, config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path
+    ) -> None:
         """Creates an adapter from its tensors and makes it active.
 
         Raises AdapterError naming the source when a tensor is missing, extra or misshapen; the model is then
         as it was.
         """
-        self._check_new(name)
-        with self._undone_on_error(name):
-            self.add(name, config)
-            expected = self.trainable_parameters(name)
-            adapter_folder.check_tensors(source, tensors, {key: p.shape for key, p in expected.items()})
-            with torch.no_grad():
-                for key, parameter in expected.items():
-                    parameter.copy_(tensors[key])
+        with self.turns.changing("add an adapter"):
+            self._check_new(name)
+            with self._undone_on_error(name):
+                self.add_adapter(name, config)
+                self._fill(name, tensors, source)
+
+    def delete_adapter(self, name: str) -> None:
+        """Takes an adapter away; sites that hold no other are the base's own modules again."""
+        with self.turns.changing("delete an adapter"):
+            self._chosen(name)
+            self._check_unmerged("delete an adapter")
+            self._drop(name)
+            if self.active == name:
+                self._activate(None)
 
     def set_adapter(self, name: str) -> None:
         """Makes a held adapter the active one, and the only one that is trained."""
-        self._activate(self._chosen(name))
-        self.freeze()
+        with self.turns.changing("set an adapter"):
+            self._check_unmerged("set an adapter")
+            self._activate(self._chosen(name))
+            self.freeze()
 
     def part(self, name: str) -> nn.Module | None:
-        """The active adapter's part of that name; None when no adapter is active."""
-        if self.active is None:
-            return None
-        part: nn.Module = self.parts[self.active].get_submodule(name)
+        """The active adapter's part of that name; None when it has none or no adapter is active."""
+        return None if self.active is None else self.part_of(self.active, name)
+
+    def part_of(self, adapter: str, name: str) -> nn.Module | None:
+        """A held adapter's part of that name; None when it has none."""
+        parts = self.parts[adapter]
+        assert isinstance(parts, nn.ModuleDict), "parts are kept so"
+        part: nn.Module | None = parts[name] if name in parts else None  # noqa: SIM401, it has no get
         return part
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside the block the model is its untouched base."""
-        before = self.active
-        self._activate(None)
+        """Inside the block the model is its untouched base, merged or not."""
+        before, merged = self.active, self.merged
+        with self.turns.changing("disable the adapter"):
+            if merged is not None:
+                merged.take_out(self.model)
+                self.merged = None
+            self._activate(None)
         try:
             yield
         finally:
-            self._activate(before)
+            with self.turns.changing("enable the adapter"):
+                self._activate(before)
+                if merged is not None:
+                    merged.put_in(self.model)
+                    self.merged = merged
 
     def trainable_parameters(self, name: str | None = None) -> dict[str, nn.Parameter]:
         """Every trained tensor of an adapter (the active one) by its name in the adapter folder."""
         name = self._chosen(name)
-        found: dict[str, nn.Parameter] = {}
-        for site, wrapper in self._sites.items():
-            if name in wrapper.adapters:
-                for leaf, parameter in wrapper.adapters[name].named_parameters():
-                    found[f"{site.path}.{leaf}"] = parameter
-        for leaf, parameter in self.parts[name].named_parameters():
-            found[leaf] = parameter
-        return found
+        found = {
+            f"{site.path}.{leaf}": parameter
+            for site, module in self.places.modules_of(name)
+            for leaf, parameter in module.named_parameters()
+        }
+        return {**found, **dict(self.parts[name].named_parameters())}
 
     def freeze(self) -> None:
         """Freezes everything but the active adapter; a parameter nobody declared is an error."""
         declared = {id(p) for name in self.configs for p in self.trainable_parameters(name).values()}
-        known = declared | {id(p) for p in self._base}
-        for name, parameter in self._owner[0].named_parameters():
+        known = declared | {id(p) for p in self.base.values()}
+        for name, parameter in self.model.named_parameters():
             if id(parameter) not in known:
                 raise AdapterError(
                     f"adapter: parameter {name} is neither base nor declared by an adapter; "
                     "add it to the adapter's parts or create it before the adapters"
                 )
-        for parameter in self._owner[0].parameters():
+        for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         if self.active is not None:
             for parameter in self.trainable_parameters().values():
@@ -151,91 +217,143 @@ class Adapters(nn.Module):
 
     def report(self) -> list[SiteReport]:
         """Sites and parts of the active adapter with their parameter counts."""
-        name = self._chosen(None)
-        lines = [
-            SiteReport(site.path, site.channels, _count(wrapper.adapters[name]))
-            for site, wrapper in self._sites.items()
-            if name in wrapper.adapters
-        ]
-        parts = self.parts[name].named_children()
-        return lines + [SiteReport(key, None, _count(part)) for key, part in parts]
+        return report_of(self, self._chosen(None))
 
     def routes(self) -> dict[str, dict[str, list[float]]]:
         """The routing table of the active adapter: site -> modality -> weights of the K routes."""
         self.refresh_table()
-        name = self._chosen(None)
-        return {
-            site.path: dict(zip(self.config.modalities, wrapper.table[name].tolist(), strict=True))
-            for site, wrapper in self._modality_sites()
-            if name in wrapper.adapters
-        }
+        found = {}
+        for site, module in self.places.modules_of(self._chosen(None)):
+            if isinstance(module, ModalityRouted):
+                assert module.table is not None, "it was refreshed"
+                found[site.path] = dict(zip(self.config.modalities, module.table.tolist(), strict=True))
+        return found
 
-    def refresh_table(self) -> None:
-        """Evaluates the routing table of the active adapter again if its tensors have changed."""
-        name = self._chosen(None)
-        # In-place writes raise a tensor's version, but a fused optimizer's step does not. Such a step comes
-        # after a gradient: with one at hand nothing is kept, and none may have come since the table was made.
-        trained = self.trainable_parameters().values()
-        learning = any(p.grad is not None for p in trained)
-        key = (sum(p._version for p in trained), self.state.gradients, {p.device for p in trained})
-        if not learning and self._table_key.get(name) == key:
+    def refresh_table(self, name: str | None = None) -> None:
+        """Evaluates the routing table of an adapter (the active one) again if its tensors have changed."""
+        name = self._chosen(name)
+        modules = self.places.routed(name)
+        if self.merged is not None or not modules:
             return
-        self._table_key.pop(name, None)
-        training = self._owner[0].training
-        self._owner[0].eval()
+        before = self.active
+        self._activate(name)
         try:
-            with torch.no_grad():
-                self._router_pass()
+            self._tables.refresh(name, modules, self.trainable_parameters(name).values(), self.model)
         finally:
-            self._owner[0].train(training)
-        for _, wrapper in self._modality_sites():
-            if name in wrapper.adapters:
-                assert wrapper.last_weights is not None, "the router pass visits every decoder site"
-                wrapper.table[name] = wrapper.last_weights
-        if not learning:
-            self._table_key[name] = key
+            self._activate(before)
 
     def save_pretrained(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the active adapter's folder, whole or not at all (docs/format.md)."""
-        name = self._chosen(None)
-        tensors = {key: p.detach() for key, p in self.trainable_parameters(name).items()}
-        description = {
-            **self.identity,
-            **self.config.to_dict(),
-            "sites": [site.path for site, wrapper in self._sites.items() if name in wrapper.adapters],
-            "provenance": dict(provenance or {}),
-        }
-        adapter_folder.write(Path(path), description, tensors)
+        storage.save(self, Path(path), provenance or {})
 
     def load_adapter(self, path: Path | str, name: str = "default") -> None:
-        """Reads an adapter folder under a name and makes it active.
+        """Reads an adapter folder, or one that PEFT saved a LoRA in, under a name and makes it active.
 
         Raises AdapterError when it was made for another base, or a tensor is missing, extra or misshapen;
         the model is then as it was.
         """
-        description, tensors = adapter_folder.read(Path(path))
-        adapter_folder.check_identity(Path(path), description, self.identity)
-        config = adapter_folder.config_of(Path(path), description, self.identity)
+        config, tensors = storage.load(self, Path(path))
         self.add_trained(name, config, tensors, Path(path))
 
+    def hotswap_adapter(self, path: Path | str, name: str = "default") -> None:
+        """Copies a folder's tensors into a held adapter with the same settings, in place.
+
+        Nothing is created or recompiled. An answer that another thread is making is finished first, by the
+        old tensors. Raises AdapterError as `load_adapter` does; the adapter is then as it was.
+        """
+        config, tensors = storage.load(self, Path(path))
+        with self.turns.changing("swap an adapter"):
+            held = self.configs[self._chosen(name)]
+            self._check_unmerged("swap an adapter")
+            if different := config.differences(held):
+                raise AdapterError(
+                    f"adapter: {path} cannot be swapped into {name!r}: {different}; load it instead"
+                )
+            self._fill(name, tensors, Path(path))
+
+    def merge_adapter(
+        self,
+        modality: str | Sequence[str] | None = None,
+        adapter_names: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> MergeReport:
+        """Folds adapters (the active one) into the base's linear layers: the model then runs at its speed.
+
+        For several modalities (all of the adapter's when none is named) the first is merged and the others
+        are kept as differences of rank r. Several adapters are summed with their weights, exactly. What
+        cannot be merged goes on unmerged and is named in the report; the same merge again does nothing.
+        Raises AdapterError with the reason when the decoder cannot be merged.
+        """
+        with self.turns.changing("merge an adapter"):
+            return merging.merge(self, modality, adapter_names, weights)
+
+    def unmerge_adapter(self) -> None:
+        """Puts the base's own tensors back, bit for bit; does nothing when nothing is merged."""
+        with self.turns.changing("unmerge an adapter"):
+            if self.merged is not None:
+                self.merged.take_out(self.model)
+                self.merged = None
+
+    def merge_and_unload(self, modality: str | None = None) -> nn.Module:
+        """The plain model with the active adapter merged for one modality; the adapters are gone from it."""
+        with self.turns.changing("merge an adapter"):
+            return merging.merge_and_unload(self, modality)
+
+    def export_peft_lora(self, path: Path | str, modality: str | None = None) -> None:
+        """Writes the active adapter for one modality as a LoRA folder that PEFT loads (docs/adapters.md)."""
+        peft_folder.export(self, Path(path), modality)
+
+    def get_model_status(self) -> ModelStatus:
+        """What is held, active, merged and trained, with parameters and bytes."""
+        return status_of(self)
+
+    def _fill(self, name: str, tensors: Mapping[str, Tensor], source: Path) -> None:
+        expected = self.trainable_parameters(name)
+        check_tensors(source, tensors, {key: p.shape for key, p in expected.items()})
+        with torch.no_grad():
+            for key, parameter in expected.items():
+                parameter.copy_(tensors[key])
+
+    def _drop(self, name: str) -> None:
+        """Removes every trace of an adapter, and wrappers that are empty then."""
+        self.places.drop(name)
+        if name in self.parts:
+            del self.parts[name]
+        self.configs.pop(name, None)
+        self._tables.forget(name)
+
+    def forget_merged(self) -> None:
+        """Makes what is merged the base, for good: no adapter is left on the model."""
+        self.merged = None
+        self.places.clear()
+        for name in self.names:
+            self._drop(name)
+        self._activate(None)
+        self.base = dict(self.model.named_parameters())
+
     def _check_new(self, name: str) -> None:
-        if name in self.configs:
+        self._check_unmerged("add an adapter")
+        if name in self.configs or (self.bank is not None and name in self.bank.names):
             raise AdapterError(f"adapter: there is already one named {name!r}; choose another name")
         if not name or "." in name:
             raise AdapterError(f"adapter: {name!r} is not a name; use one without dots")
+
+    def _check_unmerged(self, what: str) -> None:
+        if self.merged is not None:
+            taken = ", ".join(self.merged.report.taken)
+            raise AdapterError(
+                f"adapter: cannot {what} while {taken} is merged; call unmerge_adapter() first"
+            )
 
     @contextmanager
     def _undone_on_error(self, name: str) -> Iterator[None]:
         """Takes an adapter that was begun inside the block away again when the block fails."""
         active = self.active
-        trained = [(p, p.requires_grad) for p in self._owner[0].parameters()]
+        trained = [(p, p.requires_grad) for p in self.model.parameters()]
         try:
             yield
         except BaseException:
-            for held in (*(wrapper.adapters for wrapper in self._sites.values()), self.parts):
-                if name in held:
-                    del held[name]
-            self.configs.pop(name, None)
+            self._drop(name)
             self._activate(active)
             for parameter, flag in trained:
                 parameter.requires_grad_(flag)
@@ -243,8 +361,7 @@ class Adapters(nn.Module):
 
     def _activate(self, name: str | None) -> None:
         self.active = name
-        for wrapper in self._sites.values():
-            wrapper.active = name
+        self.places.activate(name)
 
     def _chosen(self, name: str | None) -> str:
         chosen = name if name is not None else self.active
@@ -254,21 +371,6 @@ class Adapters(nn.Module):
             raise AdapterError(f"adapter: there is none named {chosen!r}; held are {list(self.configs)}")
         return chosen
 
-    def _modality_sites(self) -> Iterator[tuple[Site, ModalitySite]]:
-        for site, wrapper in self._sites.items():
-            if isinstance(wrapper, ModalitySite):
-                yield site, wrapper
-
     def forward(self, x: Tensor) -> Tensor:
         """Not a layer: adapters act at their sites."""
         raise RuntimeError("Adapters is not a layer; run the model it belongs to")
-
-
-def _carries(site: Site, config: MMAConfig) -> bool:
-    if site.part == "tower":
-        return config.tower != "none" and config.tower_placement in (site.role, "both")
-    return config.placement in (site.role, "both")
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

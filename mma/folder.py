@@ -10,9 +10,12 @@ import ctypes
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,20 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mma.card import model_card
-from mma.config import MMAConfig
+from mma.config import CONFIGS, AdapterConfig, LoraConfig, MMAConfig, brief, plain
 from mma.errors import AdapterError
 
-PEFT_TYPE = "MMA"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 IDENTITY = ("base_digest", "tower_digest", "tokenizer_digest")
+# What is read before anything is known of a file. A real description has some kilobytes, and so has a header.
+LARGEST_JSON, LARGEST_HEADER, DEEPEST = 2**20, 2**22, 32
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What a description holds beside the settings of the adapter.
-ABOUT = ("peft_type", "format_version", "base", *IDENTITY, "preprocess", "template", "sites", "provenance")
+ABOUT = (
+    *("peft_type", "format_version", "base", *IDENTITY, "preprocess", "template"),
+    *("sites", "routing_table", "provenance"),
+)
 
 
 def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -38,18 +46,33 @@ def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tens
 
     Raises AdapterError when it cannot be written, or when something else has its name.
     """
+    content = {"peft_type": MMAConfig.peft_type, "format_version": FORMAT_VERSION, **description}
+    files = {
+        TENSORS: tensor_bytes(tensors),
+        CARD: model_card(content, tensors).encode(),
+        CONFIG: json_bytes(content),
+    }
+    write_files(path, files)
+
+
+def write_files(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a folder of these files, whole or not at all; see `write`."""
+    with write_folder(path) as draft:
+        for name, content in files.items():
+            _write_file(draft / name, content)
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Gives a draft folder to write into: in place when the block ends well, gone otherwise."""
     path = Path(os.path.realpath(path))
     if path.exists() and not _replaceable(path):
         raise AdapterError(f"adapter: {path} exists and is not an adapter folder; choose another name")
-    content = {"peft_type": PEFT_TYPE, "format_version": FORMAT_VERSION, **description}
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove_dead_drafts(path)
     try:
         draft.mkdir(parents=True)
-        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        _write_file(draft / TENSORS, save(plain, metadata={"format": "pt"}))
-        _write_file(draft / CARD, model_card(content, plain).encode())
-        _write_file(draft / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        yield draft
         _put_in_place(draft, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -61,58 +84,99 @@ def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tens
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, metadata={"format": "pt"})
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """The content of a JSON file: sorted keys, indented."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The description and the tensors in an adapter folder."""
     description = read_description(path)
-    file_path = path / TENSORS
-    if not file_path.is_file():
-        raise AdapterError(f"adapter: {path} has no {TENSORS}; the folder is incomplete")
+    return description, read_tensors(path / TENSORS)
+
+
+def read_tensors(file_path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file of an adapter folder."""
+    if not os.path.isfile(file_path):
+        raise AdapterError(f"adapter: {file_path.parent} has no {file_path.name}; the folder is incomplete")
     try:
+        _check_header(file_path)
+        # The tensors are views of the file: nothing of them is read before their shapes are checked.
         with safe_open(file_path, framework="pt") as file:
-            return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # PyTorch raises the last two for shapes and files that no machine holds.
+    except (SafetensorError, OSError, ValueError, RecursionError, TypeError, RuntimeError) as error:
         raise AdapterError(
-            f"adapter: {file_path} cannot be read, it may be truncated ({error}); fetch it again"
+            f"adapter: {file_path} cannot be read, it may be truncated ({plain(error, 160)}); fetch it again"
         ) from error
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The content of `adapter_config.json`, of a format this version reads."""
-    file_path = path / CONFIG
-    if not file_path.is_file():
+    """The content of `adapter_config.json`, of a kind and format this version reads."""
+    if not os.path.isfile(path / CONFIG):
         raise AdapterError(f"adapter: {path} has no {CONFIG}; name an adapter folder")
-    try:
-        content = json.loads(file_path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"adapter: {file_path} is not JSON ({error}); save or fetch it again") from error
-    except OSError as error:
-        raise AdapterError(f"adapter: {file_path} cannot be read ({error.strerror})") from error
-    kind = content.get("peft_type") if isinstance(content, dict) else None
-    if kind != PEFT_TYPE:
+    content = read_json(path / CONFIG)
+    kind = content.get("peft_type")
+    if not isinstance(kind, str) or kind not in CONFIGS:
         raise AdapterError(
-            f"adapter: {file_path} has peft_type {kind!r}, not {PEFT_TYPE!r}; name one made here"
+            f"adapter: {path / CONFIG} has peft_type {brief(kind)}, not one of {', '.join(CONFIGS)}; "
+            "name one made here"
         )
-    version = str(content.get("format_version"))
-    if version.split(".", maxsplit=1)[0] != FORMAT_VERSION.split(".", maxsplit=1)[0]:
+    if kind == LoraConfig.peft_type:  # PEFT's own format, which has no version
+        return content
+    version = content.get("format_version")
+    major = FORMAT_VERSION.partition(".")[0]
+    if not isinstance(version, str) or not re.fullmatch(rf"{major}\.[0-9]{{1,6}}", version):
         raise AdapterError(
-            f"adapter: {path} has format version {version}, this program reads {FORMAT_VERSION}; "
+            f"adapter: {path} has format version {plain(version)}, this program reads {FORMAT_VERSION}; "
             "install a newer version"
         )
-    return dict(content)
+    return content
 
 
-def config_of(path: Path, description: Mapping[str, Any], identity: Mapping[str, Any]) -> MMAConfig:
+def read_json(file_path: Path) -> dict[str, Any]:
+    """The table in a JSON file."""
+    try:
+        size = file_path.stat().st_size
+        if size > LARGEST_JSON:
+            raise ValueError(f"{size} bytes are too many for settings")
+        with file_path.open("rb") as file:
+            content = _parsed(file.read(size))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"adapter: {file_path} is not JSON ({plain(error, 160)}); save or fetch it again"
+        ) from error
+    except OSError as error:
+        raise AdapterError(f"adapter: {file_path} cannot be read ({error.strerror})") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"adapter: {file_path} holds no table of settings; save or fetch it again")
+    return content
+
+
+def config_of(path: Path, description: Mapping[str, Any], identity: Mapping[str, Any]) -> AdapterConfig:
     """The adapter's settings in its description: all that is neither about the base nor about the folder.
 
     A folder of a newer minor version may hold settings this one does not know; they are left out.
     """
+    kind = CONFIGS[description["peft_type"]]
     about = {*ABOUT, *identity}
-    if str(description["format_version"]) != FORMAT_VERSION:
-        about |= description.keys() - {field.name for field in fields(MMAConfig)}
+    if _minor(description) > _minor({"format_version": FORMAT_VERSION}):
+        about |= description.keys() - {field.name for field in fields(kind)}
     try:
-        return MMAConfig.from_dict({key: value for key, value in description.items() if key not in about})
+        return kind.from_dict({key: value for key, value in description.items() if key not in about})
     except AdapterError as error:
         raise AdapterError(f"{error} (in {path / CONFIG})") from error
+
+
+def _minor(description: Mapping[str, Any]) -> int:
+    """The minor number of a format version."""
+    return int(description["format_version"].partition(".")[2])
 
 
 def check_identity(path: Path, description: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -123,15 +187,15 @@ def check_identity(path: Path, description: Mapping[str, Any], identity: Mapping
             part = key.removesuffix("_digest").replace("base", "decoder")
             raise AdapterError(
                 f"adapter: {path} was made for another {part} ({_short(wanted)}, here is {_short(here)}); "
-                f"load the base it names: {description.get('base', 'not recorded')}"
+                f"load the base it names: {brief(description.get('base'), 400)}"
             )
     for key in ("template", "preprocess"):
         if key in identity and key in description:
             wanted, here = description[key], json.loads(json.dumps(identity[key]))
             if wanted != here:
                 raise AdapterError(
-                    f"adapter: {path} was trained with {key} {wanted}, here it is {here}; "
-                    f"load the base it names: {description.get('base', 'not recorded')}"
+                    f"adapter: {path} was trained with {key} {brief(wanted, 160)}, here it is "
+                    f"{brief(here, 160)}; load the base it names: {brief(description.get('base'), 200)}"
                 )
 
 
@@ -141,25 +205,61 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[s
         names = ", ".join(missing[:3])
         raise AdapterError(f"adapter: {path} lacks {len(missing)} tensors: {names}; save or fetch it again")
     if extra := sorted(tensors.keys() - expected.keys()):
-        names = ", ".join(extra[:3])
+        names = ", ".join(map(plain, extra[:3]))
         raise AdapterError(
             f"adapter: {path} has {len(extra)} tensors too many: {names}; save or fetch it again"
         )
     for name, shape in expected.items():
-        if not tensors[name].is_floating_point():
+        if tensors[name].dtype not in FLOATS:
             raise AdapterError(
-                f"adapter: {name} in {path} is of {tensors[name].dtype}, not a floating type; "
-                "save or fetch it again"
+                f"adapter: {name} in {path} is of {tensors[name].dtype}, not a floating type of 16 bits or "
+                "more; save or fetch it again"
             )
         if tensors[name].shape != shape:
             raise AdapterError(
-                f"adapter: {name} in {path} is {tuple(tensors[name].shape)}, but the settings ask for "
+                f"adapter: {name} in {path} is {brief(tuple(tensors[name].shape))}, but the settings ask for "
                 f"{tuple(shape)}; put back the {CONFIG} it was saved with"
+            )
+    for name in expected:
+        if not tensors[name].float().isfinite().all():
+            raise AdapterError(
+                f"adapter: {name} in {path} is not finite, its training has failed; use an earlier checkpoint"
             )
 
 
 def _short(digest: object) -> str:
-    return str(digest)[:12]
+    return plain(digest)[:12]
+
+
+def _check_header(file_path: Path) -> None:
+    """Refuses a header that is too long to be one, or names a tensor twice; the rest safetensors checks."""
+    with file_path.open("rb") as file:
+        size = min(file_path.stat().st_size, 8)
+        length = int.from_bytes(file.read(size), "little")
+        if length > LARGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        _parsed(file.read(length))
+
+
+def _parsed(content: bytes) -> Any:
+    """The value of a JSON text; raises ValueError for what is none, is ambiguous or nested without end."""
+    value = json.loads(content.decode(), object_pairs_hook=_table)
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = (x.values() if isinstance(x, dict) else x for x in level if isinstance(x, (dict, list)))
+        level = list(chain.from_iterable(inner))
+    if level:
+        raise ValueError(f"nested deeper than {DEEPEST}")
+    return value
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"{brief(key)} is there twice")
+        table[key] = value
+    return table
 
 
 def _write_file(path: Path, content: bytes) -> None:

@@ -1,114 +1,127 @@
-"""Where adapters sit: a norm of the base is wrapped, and what reads the norm reads the adapter's output.
+"""Where adapters sit: a norm or linear layer of the base is wrapped; what reads it reads the adapted output.
 
 No forward is rewritten and no parameter is found by matching its name: whoever owns the base names its
-sites. Several named adapters can be held at one site; one of them, or none, is active.
+sites. Several named adapters can be held at one site; one of them, or none, is active. A site without
+adapters is the base's own module again.
 
-Shapes: N packed tokens, C channels, M modalities, K routes.
+Shapes: ... leading axes (tokens), C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mma.adapter import RoutedAdapter, UnroutedReplacement, VectorRoutedAdapter
-from mma.config import MMAConfig
-from mma.routing import RouteState, spread
+from mma.adapter import (
+    Bottleneck,
+    ModalityRouted,
+    SiteAdapter,
+    TokenRouted,
+    UnroutedReplacement,
+    VectorRouted,
+)
+from mma.bank_stack import Stack
+from mma.config import AdapterConfig, BottleneckConfig, LoraConfig, MMAConfig
+from mma.lora import Lora
+from mma.routing import RouteState
 
 
 @dataclass(frozen=True)
 class Site:
-    """A norm of the base by its dotted path, its width, and what routes there."""
+    """A norm of the base with the linear layers that read it, or a linear layer itself."""
 
     path: str  # dotted path from the model, e.g. "decoder.blocks.0.attn_norm"
     channels: int
     part: str  # "decoder" (routed by modality) or "tower" (by the tower rule)
-    role: str  # "attn" or "mlp": what reads the norm
+    role: str  # "attn", "mlp", or "both" for a norm that both read
+    layer: int | None = None  # index of its block
+    readers: tuple[str, ...] = ()  # of a norm: dotted paths of the linear layers that read its output
+    out: int = 0  # of a linear layer: channels of its output
+
+    @property
+    def kind(self) -> Literal["norm", "linear"]:
+        """What is wrapped."""
+        return "linear" if self.out else "norm"
 
 
-class ModalitySite(nn.Module):
-    """A decoder norm and its adapters, routed by each token's modality."""
+class Wrapped(nn.Module):
+    """A module of the base in its place, with the adapters held there."""
 
-    def __init__(self, norm: nn.Module, channels: int, state: RouteState) -> None:
+    def __init__(self, base: nn.Module, state: RouteState) -> None:
         super().__init__()
-        self.norm = norm
-        self.channels = channels
+        self.base = base
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
-        self.table: dict[str, Tensor] = {}  # adapter -> route weights float[M, K], once it is evaluated
-        self.last_weights: Tensor | None = None  # float[M, K], of the last forward with modality tokens
+        self.stack: Stack | None = None  # the bank's adapters at this site
         self._state = state
 
-    def add(self, name: str, config: MMAConfig) -> None:
-        """Creates an adapter of this name."""
-        self.adapters[name] = RoutedAdapter(self.channels, config)
-
     def forward(self, x: Tensor) -> Tensor:
-        """float[N, C] -> float[N, C]."""
-        y: Tensor = self.norm(x)
-        if self.active is None or self.active not in self.adapters:
-            return y
+        """float[..., C] -> float[..., C']."""
+        y: Tensor = self.base(x)
         routes = self._state.current
-        if routes is None:
-            raise RuntimeError("a site routed by modality was run outside RouteState.use()")
-        adapter = self.adapters[self.active]
-        assert isinstance(adapter, RoutedAdapter), "add() makes no other kind"
-        if routes.modality_rows is not None:
-            weights = adapter.weights(y.index_select(0, routes.modality_rows).float())
-            self.last_weights = weights.detach()
-            if weights.requires_grad:
-                weights.register_hook(self._state.count_gradient)  # type: ignore[no-untyped-call]
-        else:
-            weights = self.table[self.active]
-        out: Tensor = adapter(y, spread(weights, routes.token_modality))
-        return out
+        adapter = self.adapters[self.active] if self.active is not None else None
+        if routes is not None and routes.plan is not None:
+            return self._by_plan(x, y, adapter)
+        return y if adapter is None else adapter(x, y, routes)
+
+    def _by_plan(self, x: Tensor, y: Tensor, adapter: nn.Module | None) -> Tensor:
+        """Every token by the adapter that the bank's plan names for it."""
+        routes = self._state.current
+        assert routes is not None and routes.plan is not None, "the caller has looked"
+        plan = routes.plan
+        out = y if self.stack is None or not plan.slots else self.stack(y, plan)
+        if plan.live is None or adapter is None:
+            return out
+        rows = plan.live
+        return out.index_copy(0, rows, adapter(x[rows], y[rows], routes.only(rows)))
+
+    def __getattr__(self, name: str) -> Any:
+        """What the base's module has can be asked of the wrapper: models look at `norm.weight`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
 
 
-class TowerSite(nn.Module):
-    """A tower norm and its adapters, each with the rule of its own settings."""
-
-    def __init__(self, norm: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.norm = norm
-        self.channels = channels
-        self.adapters = nn.ModuleDict()
-        self.active: str | None = None
-
-    def add(self, name: str, config: MMAConfig) -> None:
-        """Creates an adapter of this name by the tower rule of its settings."""
-        kinds: dict[str, type[nn.Module]] = {
-            "token": RoutedAdapter,
-            "modality": VectorRoutedAdapter,
-            "legacy_no_residual": UnroutedReplacement,
-        }
-        self.adapters[name] = kinds[config.tower](self.channels, config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[..., C] -> float[..., C]; every token is routed by itself alone."""
-        y: Tensor = self.norm(x)
-        if self.active is None or self.active not in self.adapters:
-            return y
-        adapter = self.adapters[self.active]
-        out: Tensor = adapter(y, adapter.weights(y)) if isinstance(adapter, RoutedAdapter) else adapter(y)
-        return out
-
-
-def wrap(model: nn.Module, site: Site, state: RouteState) -> ModalitySite | TowerSite:
-    """Puts a site's wrapper in the place of its norm and returns it."""
-    parent_path, _, leaf = site.path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    norm = parent.get_submodule(leaf)
-    wrapper: ModalitySite | TowerSite
-    if site.part == "decoder":
-        wrapper = ModalitySite(norm, site.channels, state)
+def make_module(site: Site, config: AdapterConfig, state: RouteState) -> SiteAdapter | None:
+    """The fresh module of an adapter at a site; None where its settings put none."""
+    linear = isinstance(config, LoraConfig)
+    if (site.kind == "linear") != linear:
+        return None
+    if isinstance(config, LoraConfig) and config.targets:
+        inside = site.part == "decoder" or config.tower_where != "none"
+        chosen = inside and site.path.rpartition(".")[2] in config.targets
+        chosen = chosen and (not config.layers or site.layer in config.layers)
     else:
-        wrapper = TowerSite(norm, site.channels)
-    setattr(parent, leaf, wrapper)
-    return wrapper
+        chosen = config.placed(site.part, site.role, site.layer)
+    if not chosen:
+        return None
+    if isinstance(config, LoraConfig):
+        return Lora(site.channels, site.out, config)
+    if isinstance(config, BottleneckConfig):
+        return Bottleneck(site.channels, config)
+    assert isinstance(config, MMAConfig), "there are three kinds"
+    if site.part == "decoder":
+        return ModalityRouted(site.channels, config, state)
+    kinds: dict[str, Callable[[int, MMAConfig], SiteAdapter]] = {
+        "token": TokenRouted,
+        "modality": VectorRouted,
+        "legacy_no_residual": UnroutedReplacement,
+    }
+    return kinds[config.tower](site.channels, config)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's first parameter lies."""
-    return next(module.parameters()).device
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts a module in the place of the one at a dotted path."""
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def device_of(module: nn.Module, default: torch.device) -> torch.device:
+    """Where a module's first parameter lies; the default for one without parameters."""
+    first = next(module.parameters(), None)
+    return default if first is None else first.device

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mma import MMAConfig
 from mma.folder import read_description
-from models.decoder import Decoder
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
 from models.tokenizer import SentencePieceTokenizer
@@ -109,8 +108,8 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
     tower.to(device, DTYPES[settings.precision]).eval()
     identity = {
         "base": asdict(replace(settings, tokenizer=str(tokenizer.path))),
-        "base_digest": digest(base_tensors(decoder)),
-        "tower_digest": digest(base_tensors(tower)),
+        "base_digest": digest(decoder.named_parameters()),
+        "tower_digest": digest(tower.named_parameters()),
         "tokenizer_digest": tokenizer.digest,
         "preprocess": asdict(preprocess_settings(spec)),
         "template": "lavin",
@@ -123,7 +122,7 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
 def build_new(settings: BaseSettings, adapter: MMAConfig, device: torch.device | str = "cpu") -> System:
     """A base with a fresh adapter named `default`, frozen but for it."""
     system = build_base(settings, device)
-    system.model.adapters.add("default", adapter)
+    system.model.adapters.add_adapter("default", adapter)
     return system
 
 
@@ -150,18 +149,6 @@ def load(
     return system
 
 
-def base_tensors(module: Decoder | Tower) -> Iterable[tuple[str, Tensor]]:
-    """The base's own tensors under names that do not change when adapters are attached."""
-    for name, tensor in module.named_parameters():
-        if ".adapters." not in name:
-            yield (
-                name.replace("_norm.norm.", "_norm.")
-                .replace(".ln_1.norm.", ".ln_1.")
-                .replace(".ln_2.norm.", ".ln_2."),
-                tensor,
-            )
-
-
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of the names."""
     state = hashlib.sha256()
@@ -173,7 +160,8 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def current_digests(model: MultimodalLM) -> dict[str, Any]:
     """Digests of the base as it lies in memory now: what training must not change."""
+    parts = {"base_digest": "decoder.", "tower_digest": "tower."}
     return {
-        "base_digest": digest(base_tensors(model.decoder)),
-        "tower_digest": digest(base_tensors(model.tower)),
+        name: digest((k.removeprefix(part), p) for k, p in model.adapters.base.items() if k.startswith(part))
+        for name, part in parts.items()
     }

@@ -34,6 +34,8 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     max_positions: int = 2048
     tied: bool = False  # the output layer shares the embedding's weights
+    attention_bias: bool = False  # q, k, v and o projections have biases
+    mlp_bias: bool = False  # so have gate, up and down
 
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
@@ -99,10 +101,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         kv_dim = config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
-        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.dim, config.dim, bias=bias)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=bias)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=bias)
+        self.o_proj = nn.Linear(config.dim, config.dim, bias=bias)
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """float[N, D] -> float[N, D]."""
@@ -119,9 +122,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """float[N, D] -> float[N, D]."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from models.attention import KVCache, PackedAttention
 from models.build import System
 from models.errors import ModelError
-from models.multimodal import MultimodalLM, Packed, Stream, inference
+from models.multimodal import MultimodalLM, Packed, Routes, Stream, inference
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _tokens(model: MultimodalLM, batch: PromptBatch, sampling: Sampling) -> Iter
     """Every row's next token, step by step, and whether it is the last; a row marked -1 gets no more."""
     rows = [_Row(index) for index in range(len(batch.lengths))]
     choosers = [Chooser(sampling, name) for name in batch.sample_ids]
-    with inference(model):
+    with inference(model), model.adapters.turns.computing():
         prompt = model.embed(batch)
         packed = PackedAttention(prompt.lengths, model.device)
         room = max(prompt.lengths) + sampling.max_new_tokens
@@ -101,7 +101,7 @@ def _tokens(model: MultimodalLM, batch: PromptBatch, sampling: Sampling) -> Iter
         hidden = model.decode(prompt, cache.prefill(packed))
         ends = torch.tensor(prompt.lengths, device=model.device).cumsum(0) - 1
         logits = model.decoder.head(hidden[ends]).float()
-        modality = prompt.token_modality[ends]
+        routes = prompt.routes.select(ends)
         for step in range(sampling.max_new_tokens):
             chosen = [choosers[row.index](line) for row, line in zip(rows, logits, strict=True)]
             for row, token in zip(rows, chosen, strict=True):
@@ -112,18 +112,18 @@ def _tokens(model: MultimodalLM, batch: PromptBatch, sampling: Sampling) -> Iter
             if len(alive) < len(rows):
                 keep = torch.tensor(alive, device=model.device)
                 cache.keep(keep)
-                modality = modality[keep]
+                routes = routes.select(keep)
                 rows = [rows[place] for place in alive]
-            logits = _step(model, cache, [chosen[place] for place in alive], modality)
+            logits = _step(model, cache, [chosen[place] for place in alive], routes)
 
 
-def _step(model: MultimodalLM, cache: KVCache, tokens: Sequence[int], modality: Tensor) -> Tensor:
+def _step(model: MultimodalLM, cache: KVCache, tokens: Sequence[int], routes: Routes) -> Tensor:
     """Logits float32[B, V] after one more token per row."""
     attend = cache.step()
     assert cache.lengths is not None, "step() checks this"
     ids = torch.tensor(tokens, device=model.device)
     # The prompt's first token stands at position 1, so a row's n-th token stands at position n.
-    token = Stream(model.decoder.embed(ids), cache.lengths, (1,) * len(tokens), modality)
+    token = Stream(model.decoder.embed(ids), cache.lengths, (1,) * len(tokens), routes)
     logits: Tensor = model.decoder.head(model.decode(token, attend))
     return logits.float()
 

@@ -8,7 +8,7 @@ L supervised positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,14 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mma import Adapters, MMAConfig, Site
+from mma import AdapterConfig, Adapters, MMAConfig, Routes, Site
 from models.attention import PackedAttention
 from models.decoder import Attend, Decoder
 from models.errors import ModelError
 from models.projector import ClassTokenProjector
 from models.tower import Tower
+from models.weights import HF_LAYERS, HF_NAMES, name_in_file
 
 MODALITIES = ("text", "image")
+# role, norm, and the linear layers of that half of a block
+LINEARS = (
+    ("attn", "attn_norm", ("q_proj", "k_proj", "v_proj", "o_proj")),
+    ("mlp", "mlp_norm", ("gate_proj", "up_proj", "down_proj")),
+)
 
 
 class Packed(Protocol):
@@ -38,16 +44,17 @@ class Packed(Protocol):
     pictures: Tensor | None
     sources: Tensor
     targets: Tensor
+    adapters: tuple[str | None, ...] | None
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What enters the decoder: embeddings and where each one stands."""
+    """What enters the decoder: embeddings, where each one stands, and who answers it."""
 
     x: Tensor  # float[N, D]
     positions: Tensor  # int64[N]
     lengths: tuple[int, ...]
-    token_modality: Tensor  # int64[N]
+    routes: Routes
 
 
 class MultimodalLM(nn.Module):
@@ -58,7 +65,14 @@ class MultimodalLM(nn.Module):
         self.decoder = decoder
         self.tower = tower
         sites = [*self._decoder_sites(), *self._tower_sites()]
-        self.adapters = Adapters(self, sites, self._make_parts, self._router_pass)
+        self.adapters = Adapters(
+            self,
+            sites,
+            self._make_parts,
+            self._router_pass,
+            exported_name=exported_name,
+            prompt_notes=prompt_notes(tower.tokens),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -77,101 +91,169 @@ class MultimodalLM(nn.Module):
 
     def hidden(self, batch: Packed) -> Tensor:
         """Normed final hidden states float[N, D] of the packed tokens."""
-        stream = self.embed(batch)
-        if self._routes_by_table():
-            return self.decode(stream, PackedAttention(stream.lengths, self.device))
-        count = len(self.adapters.config.modalities)
-        routed = self._with_modality_tokens(stream)
-        attend = PackedAttention(routed.lengths, self.device)
-        rows = torch.arange(count, device=self.device)
-        with self.adapters.state.use(routed.token_modality, rows):
-            hidden: Tensor = self.decoder(routed.x, routed.positions, attend)
-        return hidden[count:]
+        with self.adapters.turns.computing():
+            stream = self.embed(batch)
+            if not (self.adapters.routed and (self.training or torch.is_grad_enabled())):
+                return self.decode(stream, PackedAttention(stream.lengths, self.device))
+            count = len(self.adapters.config.modalities)
+            routed = self._with_modality_tokens(stream)
+            attend = PackedAttention(routed.lengths, self.device)
+            with self.adapters.state.use(routed.routes):
+                hidden: Tensor = self.decoder(routed.x, routed.positions, attend)
+            return hidden[count:]
 
     def decode(self, stream: Stream, attend: Attend) -> Tensor:
-        """Hidden states float[N, D] with route weights from the table: nothing is trained here."""
+        """Hidden states float[N, D] with route weights from the table, which no gradient reaches."""
         if self.adapters.active is not None:
             self.adapters.refresh_table()
-        with self.adapters.state.use(stream.token_modality, None):
+        with self.adapters.state.use(stream.routes):
             hidden: Tensor = self.decoder(stream.x, stream.positions, attend)
         return hidden
 
     def embed(self, batch: Packed) -> Stream:
         """Embeds the ids and puts projected pictures into their slots; the tower sees real pictures only."""
         x = self.decoder.embed(batch.ids)
+        routes, names = self._routes(batch)
         if batch.pictures is not None:
-            x = x.index_copy(0, batch.slots, self.project(batch.pictures).flatten(0, 1).to(x.dtype))
-        known = self.adapters.config.modalities if self.adapters.active is not None else MODALITIES
-        per_segment = torch.tensor([known.index(name) for name in batch.modalities], device=self.device)
+            seen = None if names is None else self._names_of_pictures(batch, names)
+            projected = self.project(batch.pictures, seen)
+            x = x.index_copy(0, batch.slots, projected.flatten(0, 1).to(x.dtype))
+        return Stream(x, batch.positions, batch.lengths, routes)
+
+    def project(self, pictures: Tensor, names: Sequence[str | None] | None = None) -> Tensor:
+        """float[P, 3, H, W] -> float[P, K, D]; zeros from the bare base, which has no projector.
+
+        With names, every picture goes through tower adapters and projector of its own adapter of the bank.
+        """
+        pictures = pictures.to(self.tower.visual.conv1.weight.dtype)
+        zeros = torch.zeros(len(pictures), self.tower.tokens, self.decoder.config.dim, device=self.device)
+        if names is None:
+            projector = self.adapters.part("projector")
+            return zeros if projector is None else projector(self.tower(pictures).float())
+        bank = self.adapters.open_bank
+        ones = [1] * len(pictures)
+        plan = bank.plan(names, [0] * len(pictures), ones, self.device)
+        with self.adapters.state.use(Routes(torch.zeros(len(pictures), dtype=torch.long), plan=plan)):
+            features = self.tower(pictures)
+        return bank.by_part("projector", features.float(), names, zeros)
+
+    def _routes(self, batch: Packed) -> tuple[Routes, tuple[str | None, ...] | None]:
+        """Who answers every token of a batch, and the adapters of its segments where it names them."""
+        adapters, names, plan = self.adapters, batch.adapters, None
+        if names is not None:
+            known = adapters.open_bank.modalities
+        else:
+            known = adapters.config.modalities if adapters.active is not None else MODALITIES
+        if adapters.merged is not None:
+            adapters.merged.check(batch.modalities)
+        if unknown := [name for name in batch.modalities if name not in known]:
+            raise ModelError(
+                f"adapter: {adapters.active!r} knows {', '.join(known)}, but a sample carries {unknown[0]}; "
+                "use an adapter that was tuned with it"
+            )
+        of_segment = [known.index(name) for name in batch.modalities]
+        if names is not None:
+            plan = adapters.open_bank.plan(names, of_segment, batch.lengths, self.device)
         lengths = torch.tensor(batch.lengths, device=self.device)
-        token_modality = per_segment.repeat_interleave(lengths)
-        return Stream(x, batch.positions, batch.lengths, token_modality)
+        token_modality = torch.tensor(of_segment, device=self.device).repeat_interleave(lengths)
+        return Routes(token_modality, plan=plan), names
 
-    def project(self, pictures: Tensor) -> Tensor:
-        """float[P, 3, H, W] -> float[P, K, D]; zeros from the bare base, which has no projector."""
-        projector = self.adapters.part("projector")
-        if projector is None:
-            dim = self.decoder.config.dim
-            return torch.zeros(len(pictures), self.tower.tokens, dim, device=self.device)
-        features = self.tower(pictures.to(self.tower.visual.conv1.weight.dtype))
-        projected: Tensor = projector(features.float())
-        return projected
-
-    def _routes_by_table(self) -> bool:
-        """Whether route weights may come from the table: always, unless a gradient must reach the router."""
-        return self.adapters.active is None or not (self.training or torch.is_grad_enabled())
+    def _names_of_pictures(self, batch: Packed, names: tuple[str | None, ...]) -> list[str | None]:
+        """The adapter of the segment that each picture stands in."""
+        ends = torch.tensor(batch.lengths).cumsum(0)
+        first_slots = batch.slots.cpu().reshape(-1, self.tower.tokens)[:, 0].contiguous()
+        return [names[index] for index in torch.searchsorted(ends, first_slots, right=True).tolist()]
 
     def _with_modality_tokens(self, stream: Stream) -> Stream:
         """Puts every modality's token in front as a segment of its own, at position 0."""
         modality = self.adapters.part("modality")
-        assert isinstance(modality, nn.Embedding), "every adapter has modality tokens"
+        assert isinstance(modality, nn.Embedding), "every routed adapter has modality tokens"
         count = modality.num_embeddings
         index = torch.arange(count, device=self.device)
         return Stream(
             x=torch.cat([modality.weight.to(stream.x.dtype), stream.x]),
             positions=torch.cat([torch.zeros_like(index), stream.positions]),
             lengths=(*[1] * count, *stream.lengths),
-            token_modality=torch.cat([index, stream.token_modality]),
+            routes=stream.routes.behind(index),
         )
 
     def _router_pass(self) -> None:
         """Runs the modality tokens alone through the decoder: each is a sequence of length one."""
-        empty = Stream(
-            x=torch.empty(
-                0, self.decoder.config.dim, device=self.device, dtype=self.decoder.embed.weight.dtype
-            ),
-            positions=torch.empty(0, dtype=torch.long, device=self.device),
-            lengths=(),
-            token_modality=torch.empty(0, dtype=torch.long, device=self.device),
-        )
-        tokens = self._with_modality_tokens(empty)
-        with self.adapters.state.use(tokens.token_modality, tokens.token_modality):
+        nothing = torch.empty(0, dtype=torch.long, device=self.device)
+        x = torch.empty(0, self.decoder.config.dim, device=self.device, dtype=self.decoder.embed.weight.dtype)
+        tokens = self._with_modality_tokens(Stream(x, nothing, (), Routes(nothing)))
+        with self.adapters.state.use(tokens.routes):
             self.decoder(tokens.x, tokens.positions, PackedAttention(tokens.lengths, self.device))
 
-    def _make_parts(self, config: MMAConfig) -> Mapping[str, nn.Module]:
+    def _make_parts(self, config: AdapterConfig) -> Mapping[str, nn.Module]:
         dim = self.decoder.config.dim
-        if unknown := [name for name in MODALITIES if name not in config.modalities]:
+        routed = isinstance(config, MMAConfig)
+        if routed and (unknown := [name for name in MODALITIES if name not in config.modalities]):
             raise ModelError(
                 f"adapter: modalities are {', '.join(config.modalities)}; this model also has {unknown[0]} "
                 "in its samples, name it too"
             )
-        parts = {
-            "projector": ClassTokenProjector(self.tower.width, config.projector_hidden, dim),
-            "modality": nn.Embedding(len(config.modalities), dim),
-        }
+        parts: dict[str, nn.Module] = {}
+        if "image" in config.modalities:
+            parts["projector"] = ClassTokenProjector(self.tower.width, config.projector_hidden, dim)
+        if routed:
+            parts["modality"] = nn.Embedding(len(config.modalities), dim)
         return {name: part.to(self.device, torch.float32) for name, part in parts.items()}
 
     def _decoder_sites(self) -> Iterator[Site]:
         for index in range(self.decoder.config.n_layers):
-            for role in ("attn", "mlp"):
-                path = f"decoder.blocks.{index}.{role}_norm"
-                yield Site(path, self.decoder.config.dim, "decoder", role)
+            for role, norm, names in LINEARS:
+                path = f"decoder.blocks.{index}"
+                readers = [name for name in names if name not in ("o_proj", "down_proj")]
+                yield Site(
+                    f"{path}.{norm}",
+                    self.decoder.config.dim,
+                    "decoder",
+                    role,
+                    index,
+                    tuple(f"{path}.{role}.{name}" for name in readers),
+                )
+        for index, block in enumerate(self.decoder.blocks):
+            for role, _, names in LINEARS:
+                for name in names:
+                    path = f"{role}.{name}"
+                    linear = block.get_submodule(path)
+                    yield Site(
+                        f"decoder.blocks.{index}.{path}",
+                        linear.in_features,
+                        "decoder",
+                        role,
+                        index,
+                        out=linear.out_features,
+                    )
 
     def _tower_sites(self) -> Iterator[Site]:
         for index in range(len(self.tower.blocks)):
-            for role, norm in (("attn", "ln_1"), ("mlp", "ln_2")):
-                path = f"tower.visual.transformer.resblocks.{index}.{norm}"
-                yield Site(path, self.tower.width, "tower", role)
+            for role, norm, reader in (("attn", "ln_1", "attn"), ("mlp", "ln_2", "mlp.c_fc")):
+                path = f"tower.visual.transformer.resblocks.{index}"
+                yield Site(f"{path}.{norm}", self.tower.width, "tower", role, index, (f"{path}.{reader}",))
+
+
+def exported_name(path: str) -> str:
+    """What Hugging Face LLaMA models call a module of the decoder; other paths stay as they are."""
+    if not path.startswith("decoder."):
+        return path
+    return name_in_file(f"{path.removeprefix('decoder.')}.weight", HF_NAMES, HF_LAYERS).removesuffix(
+        ".weight"
+    )
+
+
+def prompt_notes(slots: int) -> dict[str, str]:
+    """How a sample of each modality is laid out, for folders made for other software."""
+    return {
+        "text": "A sample is `[bos] Image: N/A <prompt> <response> [eos]`. Positions start at 1 here; rotary "
+        "positions are relative, so 0 gives the same.",
+        "image": f"A sample is `[bos] Image: `, then {slots} embeddings of the picture, then `<prompt> "
+        "<response> [eos]`. The embeddings are the image prefix: class tokens of the image tower with this "
+        "adapter's tower adapters, through its projector. They are no tokens and are passed as "
+        "`inputs_embeds`. The adapter folder this was exported from makes them: "
+        "`models.build.load(folder).model.project(pictures)`.",
+    }
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.decoder import Decoder, DecoderConfig, Rotary
@@ -54,6 +53,7 @@ HF_NAMES = {
     "mlp.down_proj.weight": "mlp.down_proj.weight",
     "mlp.up_proj.weight": "mlp.up_proj.weight",
 }
+HF_LAYERS = "model.layers."
 IGNORED = re.compile(r"rope\.freqs$|rotary_emb\.inv_freq$")
 
 Read = Callable[[str, torch.Size], Tensor]
@@ -84,7 +84,7 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device | str
     state = {}
     used = set()
     for name, parameter in decoder.named_parameters():
-        there = _name_in_file(name, source)
+        there = name_in_file(name, source.names, source.layer_prefix)
         used.add(there)
         if there not in source.held:
             raise ModelError(f"weights: {folder} has no tensor {there}; the files are incomplete")
@@ -135,11 +135,12 @@ def _open(folder: Path) -> _Source:
     raise ModelError(f"weights: {folder} has neither params.json (Meta) nor config.json (Hugging Face)")
 
 
-def _name_in_file(name: str, source: _Source) -> str:
+def name_in_file(name: str, names: Mapping[str, str], layer_prefix: str) -> str:
+    """What a tensor of the decoder is called in a file; a bias is called like its weight."""
     layer = re.match(r"blocks\.(\d+)\.(.*)", name)
-    if layer is None:
-        return source.names[name]
-    return f"{source.layer_prefix}{layer[1]}.{source.names[layer[2]]}"
+    inner, prefix = (name, "") if layer is None else (layer[2], f"{layer_prefix}{layer[1]}.")
+    stem, _, leaf = inner.rpartition(".")
+    return f"{prefix}{names[f'{stem}.weight'].removesuffix('weight')}{leaf}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -322,7 +323,7 @@ def _open_hf(folder: Path) -> _Source:
             )
         return tensor
 
-    return _Source(folder, config, HF_NAMES, "model.layers.", frozenset(files), read, False)
+    return _Source(folder, config, HF_NAMES, HF_LAYERS, frozenset(files), read, False)
 
 
 def _hf_config(folder: Path) -> DecoderConfig:
@@ -333,9 +334,6 @@ def _hf_config(folder: Path) -> DecoderConfig:
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ModelError(f"weights: {path} asks for scaled rotary positions, which are not supported")
-    for bias in ("attention_bias", "mlp_bias"):
-        if content.get(bias):
-            raise ModelError(f"weights: {path} sets {bias}, which is not supported")
     try:
         heads, dim = content["num_attention_heads"], content["hidden_size"]
         config = _checked_config(
@@ -350,45 +348,11 @@ def _hf_config(folder: Path) -> DecoderConfig:
             rope_theta=rope.get("rope_theta", content.get("rope_theta", 10_000.0)),
             max_positions=content.get("max_position_embeddings", 2048),
             tied=content.get("tie_word_embeddings", False),
+            attention_bias=content.get("attention_bias", False),
+            mlp_bias=content.get("mlp_bias", False),
         )
     except KeyError as error:
         raise ModelError(f"weights: {path} has no {error}; fetch it again") from error
     if content.get("head_dim", config.head_dim) != config.head_dim:
         raise ModelError(f"weights: {path} asks for head_dim {content['head_dim']}, which is not supported")
     return config
-
-
-def write_hf(decoder: Decoder, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the decoder as a Hugging Face LLaMA folder (config.json, model.safetensors)."""
-    config = decoder.config
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "intermediate_size": config.ffn_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tied,
-        "hidden_act": "silu",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in _hf_tensors(decoder)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _hf_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in decoder.state_dict().items():
-        layer = re.match(r"blocks\.(\d+)\.(.*)", name)
-        if layer is not None:
-            yield f"model.layers.{layer[1]}.{HF_NAMES[layer[2]]}", tensor
-        elif not (name == "head.weight" and decoder.config.tied):
-            yield HF_NAMES[name], tensor

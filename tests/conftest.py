@@ -17,7 +17,7 @@ from mma import MMAConfig
 from models.build import BaseSettings, System, build_new
 from models.decoder import Decoder, DecoderConfig
 from models.tower import Tower, TowerSpec
-from models.weights import write_hf
+from models.export import write_hf
 from tests.small import World, make_world
 
 TOKENIZER = Path(__file__).parent.parent / "assets/mini/decoder/tokenizer.model"

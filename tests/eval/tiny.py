@@ -37,7 +37,7 @@ def tiny_system(max_positions: int = 400) -> System:
     model = MultimodalLM(decoder, Tower(spec, every=1))
     identity: dict[str, Any] = {f"{name}_digest": name for name in ("base", "tower", "tokenizer")}
     model.adapters.identity = {**identity, "base": {}}
-    model.adapters.add("default", MMAConfig(r=4, projector_hidden=8))
+    model.adapters.add_adapter("default", MMAConfig(r=4, projector_hidden=8))
     with torch.no_grad():
         for parameter in model.adapters.trainable_parameters().values():
             parameter.add_(0.3 * torch.randn_like(parameter))

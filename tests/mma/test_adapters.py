@@ -29,7 +29,7 @@ def shake(adapters, seed: int) -> None:
 def test_two_adapters_on_one_model(tiny_system, batch):
     model = tiny_system().model
     first = logits(model, batch)
-    model.adapters.add("other", config(r=4, placement="both", tower="modality"))
+    model.adapters.add_adapter("other", config(r=4, placement="both", tower="modality"))
     shake(model.adapters, 1)
     other = logits(model, batch)
     assert model.adapters.names == ("default", "other")
@@ -43,7 +43,7 @@ def test_two_adapters_on_one_model(tiny_system, batch):
 
 def test_the_chosen_adapter_is_the_one_that_is_trained(tiny_system):
     model = tiny_system().model
-    model.adapters.add("other", config())
+    model.adapters.add_adapter("other", config())
     for name in ("default", "other"):
         model.adapters.set_adapter(name)
         trained = {id(p) for p in model.parameters() if p.requires_grad}
@@ -80,10 +80,10 @@ def test_disable_adapter_can_be_nested(tiny_system, batch):
 def test_names_are_checked(tiny_system):
     adapters = tiny_system().model.adapters
     with pytest.raises(AdapterError, match="already one named 'default'; choose another name"):
-        adapters.add("default", config())
+        adapters.add_adapter("default", config())
     for name in ("a.b", ""):
         with pytest.raises(AdapterError, match=f"{name!r} is not a name"):
-            adapters.add(name, config())
+            adapters.add_adapter(name, config())
     for ask in (adapters.set_adapter, adapters.trainable_parameters):
         with pytest.raises(AdapterError, match=r"none named 'x'; held are \['default'\]"):
             ask("x")
@@ -114,7 +114,7 @@ def test_an_undeclared_parameter_is_an_error(tiny_system):
         model.adapters.freeze()
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
     with pytest.raises(AdapterError, match=r"extra\.weight"):
-        model.adapters.add("other", config())
+        model.adapters.add_adapter("other", config())
     assert model.adapters.names == ("default",)
     assert model.adapters.active == "default"
     assert not any(".other." in name for name, _ in model.named_parameters())
@@ -124,10 +124,10 @@ def test_an_undeclared_parameter_is_an_error(tiny_system):
 def test_a_width_that_does_not_divide_is_refused_whole(tiny_system):
     adapters = tiny_system().model.adapters
     with pytest.raises(AdapterError, match="32 channels do not divide into 3 groups"):
-        adapters.add("thirds", config(r=9, groups=3))
+        adapters.add_adapter("thirds", config(r=9, groups=3))
     assert adapters.names == ("default",)
     assert all(p.requires_grad for p in adapters.trainable_parameters().values())
-    adapters.add("thirds", config())
+    adapters.add_adapter("thirds", config())
 
 
 @pytest.mark.parametrize("placement", ["attn", "mlp", "both"])
@@ -213,8 +213,8 @@ def test_the_router_pass_is_run_once(tiny_system, batch, monkeypatch):
     model.loss(batch).backward()
     model.zero_grad()
     passes = []
-    run = model.adapters._router_pass
-    monkeypatch.setattr(model.adapters, "_router_pass", lambda: passes.append(run()))
+    run = model.adapters._tables._router_pass
+    monkeypatch.setattr(model.adapters._tables, "_router_pass", lambda: passes.append(run()))
     for _ in range(3):
         logits(model, batch)
     assert len(passes) == 1
@@ -223,7 +223,7 @@ def test_the_router_pass_is_run_once(tiny_system, batch, monkeypatch):
 def test_each_adapter_has_its_own_table(tiny_system):
     adapters = tiny_system().model.adapters
     first = adapters.routes()
-    adapters.add("other", config(routes=3, modalities=("text", "image", "audio")))
+    adapters.add_adapter("other", config(routes=3, modalities=("text", "image", "audio")))
     shake(adapters, 3)
     other = adapters.routes()
     assert {len(weights) for weights in next(iter(other.values())).values()} == {3}

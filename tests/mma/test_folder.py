@@ -198,11 +198,19 @@ REFUSALS = {
     ),
     "broken JSON": (lambda f: (f / CONFIG).write_text("{"), "is not JSON"),
     "not text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe"), "is not JSON"),
-    "a list": (lambda f: (f / CONFIG).write_text("[]"), "has peft_type None, not 'MMA'"),
-    "a LoRA": (lambda f: edit(f, peft_type="LORA"), "has peft_type 'LORA', not 'MMA'"),
+    "a list": (lambda f: (f / CONFIG).write_text("[]"), "holds no table of settings"),
+    "another kind": (
+        lambda f: edit(f, peft_type="IA3"),
+        "has peft_type 'IA3', not one of MMA, BOTTLENECK, LORA; name one made here",
+    ),
+    "no kind": (lambda f: edit(f, peft_type=None), "has peft_type None, not one of MMA"),
+    "called a LoRA": (
+        lambda f: edit(f, peft_type="LORA"),
+        r"has a tensor for decoder\.blocks\.0\.attn_norm\.down\.bias, which is no linear layer of this base",
+    ),
     "newer": (
         lambda f: edit(f, format_version="2.0"),
-        r"has format version 2\.0, this program reads 1\.0; install a newer version",
+        r"has format version 2\.0, this program reads 1\.1; install a newer version",
     ),
     "no version": (lambda f: edit(f, format_version=None), "has format version None"),
     "other decoder": (
@@ -302,10 +310,10 @@ def test_a_newer_minor_version_may_know_more(saved, fresh):
 
 
 def test_an_unreadable_config_is_named(saved, monkeypatch):
-    def refuse(self: Path) -> str:
+    def refuse(self: Path, *_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(AdapterError, match=r"adapter_config\.json cannot be read \(Permission denied\)"):
         adapter_folder.read_description(saved)
 

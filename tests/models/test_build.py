@@ -51,7 +51,7 @@ def base(tiny_base, tmp_path) -> BaseSettings:
 def test_trained_parameters_of_the_published_sizes(decoder, tower, projector):
     with torch.device("meta"):
         model = MultimodalLM(Decoder(NAMED[decoder]), Tower(read_spec(tower), 4))
-        model.adapters.add("default", MMAConfig())
+        model.adapters.add_adapter("default", MMAConfig())
     assert model.tower.tokens == 6
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == projector

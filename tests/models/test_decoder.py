@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.attention import PackedAttention
 from models.decoder import DecoderConfig
-from models.weights import META_NAMES, load_decoder, read_config, write_hf
+from models.export import write_hf
+from models.weights import META_NAMES, load_decoder, read_config
 
 LENGTHS = (7, 1, 12)
 

@@ -1,0 +1,47 @@
+"""Saves the active adapter of a model and reads one for it, in the format of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mma import folder, peft_folder
+from mma.adapter import ModalityRouted
+from mma.config import AdapterConfig, LoraConfig
+
+if TYPE_CHECKING:
+    from mma.adapters import Adapters
+
+
+def save(adapters: Adapters, path: Path, provenance: Mapping[str, Any]) -> None:
+    """See `Adapters.save_pretrained`."""
+    config = adapters.config
+    tensors = {key: p.detach() for key, p in adapters.trainable_parameters().items()}
+    sites = list(adapters.places.modules_of(adapters.active_adapters[0]))
+    description: dict[str, Any] = {
+        **adapters.identity,
+        "peft_type": config.peft_type,
+        "sites": [site.path for site, _ in sites],
+        "provenance": dict(provenance),
+    }
+    if any(isinstance(module, ModalityRouted) for _, module in sites):
+        description["routing_table"] = adapters.routes()
+    if isinstance(config, LoraConfig):
+        peft_folder.write(path, config, tensors, description, adapters.exported_name)
+    else:
+        folder.write(path, {**description, **config.to_dict()}, tensors)
+
+
+def load(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """Settings and tensors of a folder, checked against the base of these adapters."""
+    if folder.read_description(path)["peft_type"] == LoraConfig.peft_type:
+        config, tensors, description = peft_folder.read(path, adapters.sites, adapters.exported_name)
+        if description:  # written here; a folder that PEFT wrote says nothing of the base's tensors
+            folder.check_identity(path, description, adapters.identity)
+        return config, tensors
+    description, tensors = folder.read(path)
+    folder.check_identity(path, description, adapters.identity)
+    return folder.config_of(path, description, adapters.identity), tensors
