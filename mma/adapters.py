@@ -7,14 +7,14 @@ needs (projector, modality tokens), which its owner makes. Knows no model class;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mma import merging, peft_folder, storage
+from mma import merging, peft_folder, rows, storage
 from mma.adapter import ModalityRouted
 from mma.config import AdapterConfig
 from mma.errors import AdapterError
@@ -72,7 +72,7 @@ class Adapters(nn.Module):
         self.base = dict(model.named_parameters())
         for parameter in self.base.values():
             parameter.requires_grad_(False)
-        self._make_parts = make_parts
+        self._make_parts, self.router_pass = make_parts, router_pass
         self._tables = RoutingTables(router_pass, self.state)
         # A tuple keeps the model out of this module's own children.
         self._owner = (model,)
@@ -126,7 +126,7 @@ class Adapters(nn.Module):
             self._check_new(name)
             with self._undone_on_error(name):
                 self.places.add(name, config)
-                self.parts[name] = nn.ModuleDict(self._make_parts(config))
+                self.parts[name] = nn.ModuleDict(self._make_parts(config)).train(self.training)
                 self.configs[name] = config
                 self.set_adapter(name)
 
@@ -189,6 +189,16 @@ class Adapters(nn.Module):
                     merged.put_in(self.model)
                     self.merged = merged
 
+    def carrying(
+        self, modalities: str | Sequence[str], answered_by: Sequence[str | None] | None = None
+    ) -> AbstractContextManager[None]:
+        """Inside the block the rows of a batch carry these modalities, one for all or one for each row.
+
+        For models that take rows of tokens. With a bank, `answered_by` names each row's adapter. The backward
+        pass belongs inside too where activations are recomputed.
+        """
+        return rows.carrying(self, modalities, answered_by)
+
     def trainable_parameters(self, name: str | None = None) -> dict[str, nn.Parameter]:
         """Every trained tensor of an adapter (the active one) by its name in the adapter folder."""
         name = self._chosen(name)
@@ -198,6 +208,10 @@ class Adapters(nn.Module):
             for leaf, parameter in module.named_parameters()
         }
         return {**found, **dict(self.parts[name].named_parameters())}
+
+    def all_parameters(self) -> list[nn.Parameter]:
+        """Every parameter of the model and of what is trained beside it."""
+        return list(dict.fromkeys([*self.model.parameters(), *self.parts.parameters()]))
 
     def freeze(self) -> None:
         """Freezes everything but the active adapter; a parameter nobody declared is an error."""
@@ -209,7 +223,7 @@ class Adapters(nn.Module):
                     f"adapter: parameter {name} is neither base nor declared by an adapter; "
                     "add it to the adapter's parts or create it before the adapters"
                 )
-        for parameter in self.model.parameters():
+        for parameter in self.all_parameters():
             parameter.requires_grad_(False)
         if self.active is not None:
             for parameter in self.trainable_parameters().values():
@@ -349,7 +363,7 @@ class Adapters(nn.Module):
     def _undone_on_error(self, name: str) -> Iterator[None]:
         """Takes an adapter that was begun inside the block away again when the block fails."""
         active = self.active
-        trained = [(p, p.requires_grad) for p in self.model.parameters()]
+        trained = [(p, p.requires_grad) for p in self.all_parameters()]
         try:
             yield
         except BaseException:

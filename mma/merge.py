@@ -55,15 +55,17 @@ class Difference(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float[..., C] -> float[..., O]."""
         y: Tensor = self.base(x)
+        shape = y.shape
         routes = self._state.current
         if routes is None:
             raise RuntimeError("a model merged for several modalities must be told what its tokens carry")
+        x, y = routes.by_rows(x), routes.by_rows(y)
         for modality, low in self._maps.items():
             rows = routes.rows_of(modality, x)
             if len(rows):
                 flat = y.flatten(0, -2)
                 y = flat.index_add(0, rows, low(x.flatten(0, -2)[rows])).view_as(y)
-        return y
+        return y.reshape(shape)
 
 
 @dataclass

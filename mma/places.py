@@ -33,6 +33,7 @@ class Places:
             module = make_module(site, config, self._state)
             if module is not None:
                 wrapper = self._wrapper(site)
+                module.train(wrapper.training)
                 wrapper.adapters[name] = module.to(self._device(wrapper.base), torch.float32)
         if not any(self.modules_of(name)):
             raise AdapterError(
@@ -79,7 +80,7 @@ class Places:
     def _wrapper(self, site: Site) -> Wrapped:
         if site not in self.wrapped:
             wrapper = Wrapped(self._model.get_submodule(site.path), self._state)
-            wrapper.train(self._model.training)
+            wrapper.train(wrapper.base.training)
             replace(self._model, site.path, wrapper)
             self.wrapped[site] = wrapper
         return self.wrapped[site]

@@ -34,6 +34,13 @@ class Routes:
     plan: BankPlan | None = None  # which adapter of the bank answers each token; None: the active one
     _rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
+    def by_rows(self, x: Tensor) -> Tensor:
+        """Tokens float[B T, C] of a model that flattens its rows -> float[B, T, C]; others as they are."""
+        return x.reshape(len(self.token_modality), -1, x.shape[-1]) if self._flattened(x) else x
+
+    def _flattened(self, x: Tensor) -> bool:
+        return x.ndim == 2 and self.token_modality.ndim == 2
+
     def rows_of(self, modality: int, x: Tensor) -> Tensor:
         """Which tokens of float[..., C] (flattened) carry a modality: int64[n]; asked once a forward."""
         tokens = x[..., 0].numel()

@@ -5,7 +5,8 @@ A table is evaluated by one pass of the modality tokens, and again only when the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -14,6 +15,18 @@ from mma.adapter import ModalityRouted
 from mma.routing import RouteState
 
 Key = tuple[int, int, set[torch.device]]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, then every module's own mode again: parts may differ."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class RoutingTables:
@@ -42,13 +55,8 @@ class RoutingTables:
         if not learning and self._keys.get(name) == key:
             return
         self.forget(name)
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                self._router_pass()
-        finally:
-            model.train(training)
+        with evaluating(model), torch.no_grad():
+            self._router_pass()
         for module in modules:
             assert module.seen is not None, "the router pass visits every decoder site"
             if module.table is not None and module.table.shape == module.seen.shape:

@@ -27,7 +27,8 @@ from mma.adapter import (
 from mma.bank_stack import Stack
 from mma.config import AdapterConfig, BottleneckConfig, LoraConfig, MMAConfig
 from mma.lora import Lora
-from mma.routing import RouteState
+from mma.plan import BankPlan
+from mma.routing import Routes, RouteState
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,20 @@ class Wrapped(nn.Module):
         y: Tensor = self.base(x)
         routes = self._state.current
         adapter = self.adapters[self.active] if self.active is not None else None
-        if routes is not None and routes.plan is not None:
-            return self._by_plan(x, y, adapter)
-        return y if adapter is None else adapter(x, y, routes)
+        if routes is None:
+            return y if adapter is None else adapter(x, y, None)
+        shape = y.shape
+        x, y = routes.by_rows(x), routes.by_rows(y)
+        if routes.plan is not None:
+            y = self._by_plan(x, y, adapter, routes, routes.plan)
+        elif adapter is not None:
+            y = adapter(x, y, routes)
+        return y.reshape(shape)
 
-    def _by_plan(self, x: Tensor, y: Tensor, adapter: nn.Module | None) -> Tensor:
+    def _by_plan(
+        self, x: Tensor, y: Tensor, adapter: nn.Module | None, routes: Routes, plan: BankPlan
+    ) -> Tensor:
         """Every token by the adapter that the bank's plan names for it."""
-        routes = self._state.current
-        assert routes is not None and routes.plan is not None, "the caller has looked"
-        plan = routes.plan
         out = y if self.stack is None or not plan.slots else self.stack(y, plan)
         if plan.live is None or adapter is None:
             return out

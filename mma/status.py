@@ -74,7 +74,7 @@ class ModelStatus:
 
 def status_of(adapters: Adapters) -> ModelStatus:
     """See `Adapters.get_model_status`."""
-    parameters = list(adapters.model.parameters())
+    parameters = adapters.all_parameters()
     merged = adapters.merged.report if adapters.merged is not None else None
     taken = merged.taken if merged is not None else ()
     bank = adapters.bank

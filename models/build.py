@@ -5,16 +5,14 @@ The second of the two files where models meet adapters.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mma import MMAConfig
+from mma.digest import digest
 from mma.folder import read_description
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
@@ -147,15 +145,6 @@ def load(
     system = build_base(settings, device)
     system.model.adapters.load_adapter(path)
     return system
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    state = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return state.hexdigest()
 
 
 def current_digests(model: MultimodalLM) -> dict[str, Any]:

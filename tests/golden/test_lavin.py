@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.packing import PackedBatch
-from mma.lavin import load_lavin, read_lavin, rename
+from mma.lavin import from_lavin, load_lavin, read_lavin, rename, to_lavin
 from models.multimodal import MultimodalLM
 from models.tower import Tower, TowerSpec, load_tower_weights
 from models.weights import load_decoder
@@ -24,7 +25,7 @@ CASES = sorted(path.parent for path in ROOT.glob("**/case.safetensors"))
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no golden cases under {ROOT} (set MMA_GOLDEN)")
 
 
-def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
+def build_base(folder: Path, weights: str = ".") -> MultimodalLM:
     settings = json.loads((folder / "config.json").read_text())
     decoder = load_decoder(folder / weights, dtype=torch.float32)
     tensors = load_file(folder / "clip_visual.safetensors")
@@ -42,7 +43,11 @@ def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
     }
     tower = Tower(TowerSpec(model, {}), every=4)
     load_tower_weights(tower, folder / "clip_visual.safetensors")
-    model = MultimodalLM(decoder, tower)
+    return MultimodalLM(decoder, tower)
+
+
+def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
+    model = build_base(folder, weights)
     checkpoint = next(folder.glob("checkpoint-*.pth"))
     config = read_lavin(checkpoint).config
     assert config is not None
@@ -171,3 +176,35 @@ def test_training_trace(folder):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def stored(path: Path) -> dict[str, object]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def test_a_checkpoint_comes_back_from_a_folder(folder, tmp_path):
+    checkpoint = next(folder.glob("checkpoint-*.pth"))
+    from_lavin(checkpoint, tmp_path / "adapter")
+    to_lavin(tmp_path / "adapter", tmp_path / "back.pth")
+    before, after = stored(checkpoint), stored(tmp_path / "back.pth")
+    assert list(before["model"]) == list(after["model"])
+    for name, tensor in before["model"].items():
+        assert (tensor.dtype, tensor.shape) == (after["model"][name].dtype, after["model"][name].shape)
+        assert tensor.numpy().tobytes() == after["model"][name].numpy().tobytes(), name
+    assert before["args"] == after["args"]
+    assert before["epoch"] == after["epoch"]
+
+
+def test_logits_from_a_converted_folder(folder, tmp_path):
+    from_lavin(next(folder.glob("checkpoint-*.pth")), tmp_path / "adapter")
+    model = build_base(folder)
+    model.adapters.load_adapter(tmp_path / "adapter")
+    model.eval()
+    case = load_file(folder / "case.safetensors")
+    batch = build_batch(folder, model.tower.tokens)
+    with torch.no_grad():
+        logits = model.decoder.head(model.hidden(batch))
+    rows = logits.view(len(batch.lengths), batch.lengths[0], -1)
+    assert error(rows, case["logits"][:, 1:]) < 1e-5
+    assert model.adapters.config.dropout == 0.1

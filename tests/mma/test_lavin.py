@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 from pathlib import Path
 
@@ -13,62 +12,7 @@ from torch import Tensor
 from mma import AdapterError, MMAConfig
 from mma.lavin import load_lavin, read_lavin
 from models.build import build_base
-
-ARGUMENTS = {
-    "adapter_type": "attn",
-    "visual_adapter_type": "router",
-    "adapter_dim": 8,
-    "adapter_scale": 1.0,
-    "temperature": 1.0,
-    "llm_model": "7B",
-}
-
-
-def published(trained: dict[str, Tensor], layers: int = 2, blocks: int = 4) -> dict[str, Tensor]:
-    """The trained tensors of the tiny system under the names and in the shapes of the public code."""
-    state = {
-        "module.adapter_proj.conv_A.weight": trained["projector.down.weight"],
-        "module.adapter_proj.conv_A.bias": trained["projector.down.bias"],
-        "module.adapter_proj.conv_B.weight": trained["projector.up.weight"],
-        "module.adapter_proj.conv_B.bias": trained["projector.up.bias"],
-        "module.adapter_modality_embedding.weight": trained["modality.weight"],
-    }
-    places = {f"decoder.blocks.{i}.attn_norm": f"module.layers.{i}" for i in range(layers)}
-    for i in range(blocks):
-        ours = f"tower.visual.transformer.resblocks.{i}.ln_1"
-        places[ours] = f"module.backbone.visual.transformer.resblocks.{i}"
-    places = {f"{ours}": f"{place}.adapter_attn" for ours, place in places.items()}
-    places |= {f"decoder.blocks.{i}.mlp_norm": f"module.layers.{i}.adapter_mlp" for i in range(layers)}
-    for i in range(blocks):
-        ours = f"tower.visual.transformer.resblocks.{i}.ln_2"
-        places[ours] = f"module.backbone.visual.transformer.resblocks.{i}.adapter_mlp"
-    for ours, theirs in places.items():
-        if f"{ours}.down.weight" not in trained:
-            continue
-        state[f"{theirs}.conv_A.weight"] = trained[f"{ours}.down.weight"][..., None]
-        state[f"{theirs}.conv_A.bias"] = trained[f"{ours}.down.bias"]
-        routes = trained[f"{ours}.up"]
-        biases = trained[f"{ours}.up_bias"].chunk(len(routes))
-        for route, weight, bias in zip(("conv_B", "conv_D"), routes, biases, strict=False):
-            state[f"{theirs}.{route}.weight"] = weight[..., None]
-            state[f"{theirs}.{route}.bias"] = bias
-        for leaf in ("weight", "bias"):
-            if f"{ours}.router.{leaf}" in trained:
-                state[f"{theirs}.expert_weights.{leaf}"] = trained[f"{ours}.router.{leaf}"]
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def write(path: Path, state: dict[str, object], **arguments: object) -> Path:
-    """A checkpoint as the public training script saves it."""
-    content = {
-        "model": state,
-        "optimizer": {"state": {}, "param_groups": [{"lr": 9e-3}]},
-        "epoch": 19,
-        "scaler": None,
-        "args": argparse.Namespace(**{**ARGUMENTS, **arguments}),
-    }
-    torch.save(content, path)
-    return path
+from tests.mma.lavin_files import published, write
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from data.packing import collate
 from data.sample import Tokens
 from mma import AdapterError, MMAConfig
+from mma.digest import digest
 from mma.folder import CONFIG
-from models.build import BaseSettings, build_base, build_new, current_digests, digest, load
+from models.build import BaseSettings, build_base, build_new, current_digests, load
 from models.decoder import NAMED, Decoder
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
