@@ -37,6 +37,7 @@ from data.template import LavinTemplate
 from eval.errors import EvalError
 from eval.results import versions
 from eval.runner import Asker, accuracy
+from eval.statistics import wilson
 from mma import MMAConfig
 from mma.errors import AdapterError
 from models.build import BaseSettings, System, build_base
@@ -73,6 +74,8 @@ class DataSettings:
     """what to do with longer ones: error, truncate (shortens the prompt) or drop"""
     pictures_in_memory: int = 0
     """number of prepared pictures to keep in memory"""
+    licence: str = ""
+    """licence of the data, told in the adapter's model card; empty if it is not known"""
 
     def __post_init__(self) -> None:
         require_format(self.format)
@@ -189,12 +192,13 @@ def build(recipe: Recipe, resumed: bool) -> Task:
     data_digests = {split: digest(recipe.data.root, split) for split in splits}
     system = build_base(recipe.base, device)
     torch.manual_seed(recipe.optim.seed)
-    system.model.adapters.add("default", recipe.adapter)
+    system.model.adapters.add_adapter("default", recipe.adapter)
     data = read_data(recipe, system)
     provenance = {
         "format": recipe.data.format,
         "captions": recipe.data.captions,
         "data_digest": data_digests[recipe.data.train],
+        **({"data_licence": recipe.data.licence} if recipe.data.licence else {}),
         "recipe": json.loads(json.dumps(asdict(recipe), default=str)),
     }
     task = make_task(recipe, system, data, provenance, device)
@@ -296,7 +300,8 @@ def make_task(
         return [collate(group, load_picture) for group in groups]
 
     def save_adapter(folder: Path, where: dict[str, Any]) -> None:
-        adapters.save_pretrained(folder, {**provenance, **where})
+        scores = told(where["scores"], recipe.data.validation, len(data.questions))
+        adapters.save_pretrained(folder, {**provenance, **where, "scores": scores})
 
     return Task(
         model=system.model,
@@ -307,6 +312,19 @@ def make_task(
         validate=make_validation(recipe, system, data, load_picture) if data.validation else None,
         device=device,
     )
+
+
+def told(scores: dict[str, float] | None, split: str, questions: int) -> dict[str, Any] | None:
+    """The scores of a validation as an adapter folder tells them: with what says how sure they are."""
+    if scores is None:
+        return None
+    right = round(scores["accuracy"] * questions)
+    return {
+        **scores,
+        "accuracy_interval": list(wilson(right, questions)),
+        "questions": questions,
+        "split": split,
+    }
 
 
 def make_validation(

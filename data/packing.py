@@ -31,7 +31,7 @@ class PackedBatch:
     sources: Tensor  # int64[L], flat position that predicts
     targets: Tensor  # int64[L], id it must predict
     sample_ids: tuple[str, ...]  # S
-    adapters: tuple[str | None, ...] | None = None  # S: who answers each segment; none named: the active adapter
+    adapters: tuple[str | None, ...] | None = None  # S: who answers a segment; None: the active one all
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with its tensors on a device."""

@@ -64,6 +64,7 @@ class Adapters(nn.Module):
         self.active: str | None = None
         self.identity: Mapping[str, Any] = {}  # base names, digests, preprocessing: the owner fills it
         self.merged: Merge | None = None
+        self.set_aside: Merge | None = None  # what was merged, inside disable_adapter()
         self.bank: AdapterBank | None = None
         self.exported_name = exported_name
         self.prompt_notes = dict(prompt_notes or {})
@@ -141,7 +142,10 @@ class Adapters(nn.Module):
         with self.turns.changing("add an adapter"):
             self._check_new(name)
             with self._undone_on_error(name):
-                self.add_adapter(name, config)
+                try:
+                    self.add_adapter(name, config)
+                except AdapterError as error:
+                    raise AdapterError(f"{error} (in {source})") from error
                 self._fill(name, tensors, source)
 
     def delete_adapter(self, name: str) -> None:
@@ -151,14 +155,19 @@ class Adapters(nn.Module):
             self._check_unmerged("delete an adapter")
             self._drop(name)
             if self.active == name:
-                self._activate(None)
+                self.activate(None)
 
     def set_adapter(self, name: str) -> None:
         """Makes a held adapter the active one, and the only one that is trained."""
         with self.turns.changing("set an adapter"):
             self._check_unmerged("set an adapter")
-            self._activate(self._chosen(name))
+            self.activate(self._chosen(name))
             self.freeze()
+
+    def activate(self, name: str | None) -> None:
+        """Lets one adapter act, or none, and leaves what is trained as it is."""
+        self.active = name
+        self.places.activate(name)
 
     def part(self, name: str) -> nn.Module | None:
         """The active adapter's part of that name; None when it has none or no adapter is active."""
@@ -171,23 +180,9 @@ class Adapters(nn.Module):
         part: nn.Module | None = parts[name] if name in parts else None  # noqa: SIM401, it has no get
         return part
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
+    def disable_adapter(self) -> AbstractContextManager[None]:
         """Inside the block the model is its untouched base, merged or not."""
-        before, merged = self.active, self.merged
-        with self.turns.changing("disable the adapter"):
-            if merged is not None:
-                merged.take_out(self.model)
-                self.merged = None
-            self._activate(None)
-        try:
-            yield
-        finally:
-            with self.turns.changing("enable the adapter"):
-                self._activate(before)
-                if merged is not None:
-                    merged.put_in(self.model)
-                    self.merged = merged
+        return merging.disabled(self)
 
     def carrying(
         self, modalities: str | Sequence[str], answered_by: Sequence[str | None] | None = None
@@ -215,6 +210,7 @@ class Adapters(nn.Module):
 
     def freeze(self) -> None:
         """Freezes everything but the active adapter; a parameter nobody declared is an error."""
+        self._check_unmerged("train an adapter")
         declared = {id(p) for name in self.configs for p in self.trainable_parameters(name).values()}
         known = declared | {id(p) for p in self.base.values()}
         for name, parameter in self.model.named_parameters():
@@ -235,12 +231,13 @@ class Adapters(nn.Module):
 
     def routes(self) -> dict[str, dict[str, list[float]]]:
         """The routing table of the active adapter: site -> modality -> weights of the K routes."""
-        self.refresh_table()
         found = {}
-        for site, module in self.places.modules_of(self._chosen(None)):
-            if isinstance(module, ModalityRouted):
-                assert module.table is not None, "it was refreshed"
-                found[site.path] = dict(zip(self.config.modalities, module.table.tolist(), strict=True))
+        with self.turns.computing():
+            self.refresh_table()
+            for site, module in self.places.modules_of(self._chosen(None)):
+                if isinstance(module, ModalityRouted):
+                    assert module.table is not None, "it was refreshed"
+                    found[site.path] = dict(zip(self.config.modalities, module.table.tolist(), strict=True))
         return found
 
     def refresh_table(self, name: str | None = None) -> None:
@@ -249,16 +246,18 @@ class Adapters(nn.Module):
         modules = self.places.routed(name)
         if self.merged is not None or not modules:
             return
-        before = self.active
-        self._activate(name)
-        try:
-            self._tables.refresh(name, modules, self.trainable_parameters(name).values(), self.model)
-        finally:
-            self._activate(before)
+        with self.turns.computing():
+            before = self.active
+            self.activate(name)
+            try:
+                self._tables.refresh(name, modules, self.trainable_parameters(name).values(), self.model)
+            finally:
+                self.activate(before)
 
     def save_pretrained(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the active adapter's folder, whole or not at all (docs/format.md)."""
-        storage.save(self, Path(path), provenance or {})
+        with self.turns.computing():
+            storage.save(self, Path(path), provenance or {})
 
     def load_adapter(self, path: Path | str, name: str = "default") -> None:
         """Reads an adapter folder, or one that PEFT saved a LoRA in, under a name and makes it active.
@@ -273,7 +272,8 @@ class Adapters(nn.Module):
         """Copies a folder's tensors into a held adapter with the same settings, in place.
 
         Nothing is created or recompiled. An answer that another thread is making is finished first, by the
-        old tensors. Raises AdapterError as `load_adapter` does; the adapter is then as it was.
+        old tensors. A bank that holds the adapter too gets the new ones. Raises AdapterError as
+        `load_adapter` does; the adapter is then as it was.
         """
         config, tensors = storage.load(self, Path(path))
         with self.turns.changing("swap an adapter"):
@@ -284,19 +284,23 @@ class Adapters(nn.Module):
                     f"adapter: {path} cannot be swapped into {name!r}: {different}; load it instead"
                 )
             self._fill(name, tensors, Path(path))
+            self.refresh_table(name)
+            if self.bank is not None and name in self.bank.names:
+                self.bank.put(name)
 
     def merge_adapter(
         self,
         modality: str | Sequence[str] | None = None,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
     ) -> MergeReport:
         """Folds adapters (the active one) into the base's linear layers: the model then runs at its speed.
 
         For several modalities (all of the adapter's when none is named) the first is merged and the others
-        are kept as differences of rank r. Several adapters are summed with their weights, exactly. What
-        cannot be merged goes on unmerged and is named in the report; the same merge again does nothing.
-        Raises AdapterError with the reason when the decoder cannot be merged.
+        are kept as differences of rank r. Several adapters are summed with their weights, exactly; the parts
+        beside the sites (projector) are the first one's. What cannot be merged goes on unmerged and is named
+        in the report; the same merge again does nothing. Raises AdapterError with the reason when the
+        decoder cannot be merged; nothing has changed then.
         """
         with self.turns.changing("merge an adapter"):
             return merging.merge(self, modality, adapter_names, weights)
@@ -304,9 +308,7 @@ class Adapters(nn.Module):
     def unmerge_adapter(self) -> None:
         """Puts the base's own tensors back, bit for bit; does nothing when nothing is merged."""
         with self.turns.changing("unmerge an adapter"):
-            if self.merged is not None:
-                self.merged.take_out(self.model)
-                self.merged = None
+            merging.unmerge(self)
 
     def merge_and_unload(self, modality: str | None = None) -> nn.Module:
         """The plain model with the active adapter merged for one modality; the adapters are gone from it."""
@@ -315,7 +317,8 @@ class Adapters(nn.Module):
 
     def export_peft_lora(self, path: Path | str, modality: str | None = None) -> None:
         """Writes the active adapter for one modality as a LoRA folder that PEFT loads (docs/adapters.md)."""
-        peft_folder.export(self, Path(path), modality)
+        with self.turns.computing():
+            peft_folder.export(self, Path(path), modality)
 
     def get_model_status(self) -> ModelStatus:
         """What is held, active, merged and trained, with parameters and bytes."""
@@ -342,7 +345,7 @@ class Adapters(nn.Module):
         self.places.clear()
         for name in self.names:
             self._drop(name)
-        self._activate(None)
+        self.activate(None)
         self.base = dict(self.model.named_parameters())
 
     def _check_new(self, name: str) -> None:
@@ -353,8 +356,9 @@ class Adapters(nn.Module):
             raise AdapterError(f"adapter: {name!r} is not a name; use one without dots")
 
     def _check_unmerged(self, what: str) -> None:
-        if self.merged is not None:
-            taken = ", ".join(self.merged.report.taken)
+        merged = self.merged or self.set_aside
+        if merged is not None:
+            taken = ", ".join(merged.report.taken)
             raise AdapterError(
                 f"adapter: cannot {what} while {taken} is merged; call unmerge_adapter() first"
             )
@@ -368,14 +372,10 @@ class Adapters(nn.Module):
             yield
         except BaseException:
             self._drop(name)
-            self._activate(active)
+            self.activate(active)
             for parameter, flag in trained:
                 parameter.requires_grad_(flag)
             raise
-
-    def _activate(self, name: str | None) -> None:
-        self.active = name
-        self.places.activate(name)
 
     def _chosen(self, name: str | None) -> str:
         chosen = name if name is not None else self.active

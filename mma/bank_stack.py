@@ -1,8 +1,8 @@
 """The adapters of a bank at one site, stacked slot by slot: one pass answers every token by its own.
 
-A token's bottleneck is computed for every slot in use and kept for its own slot alone; then one product
-takes all of them up. So a site costs two matrix products whatever number of adapters a batch mixes. Slots
-that no sample asks for cost memory only.
+A token's bottleneck is computed for everything in use and kept for its own adapter alone; then one product
+takes all of them up. So a site costs two matrix products whatever number of adapters a batch mixes, of a
+width that grows with it. Slots that no sample asks for cost memory only.
 
 Shapes: N tokens, ... axes between, C channels, S slots, U slots in use, V pairs of slot and modality in use,
 M modalities, K routes, r rank.
@@ -41,9 +41,10 @@ class Stack(nn.Module):
 
     def gathered(self, plan: BankPlan, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The tensors of the slots and pairs in use, laid out for the two products."""
-        key = (plan.slots, plan.pairs, dtype)
+        key = (plan.slots, plan.pairs, dtype, plan.slot_of.device)
         if self._gathered is None or self._gathered[0] != key:
-            with torch.no_grad():
+            # What is kept may meet a training step next, so it must not be made as an inference tensor.
+            with torch.inference_mode(False), torch.no_grad():
                 self._gathered = (key, tuple(t.to(dtype).contiguous() for t in self.gather(plan)))
         return self._gathered[1]
 
@@ -82,25 +83,22 @@ class LowRankStack(Stack):
                 self.bias[slot, modality] = low.bias
 
     def gather(self, plan: BankPlan) -> tuple[Tensor, ...]:
-        """down float[(U r), C], its bias, up float[(V r), C] and its bias float[V, C]."""
-        slots = list(plan.slots)
-        of_pair = [plan.slots[u] for u, _ in plan.pairs]
+        """down float[(V r), C], its bias, and up with its bias as last rows float[(V r) + V, C]."""
+        slots = [plan.slots[u] for u, _ in plan.pairs]
         modality = [m for _, m in plan.pairs]
+        up = rearrange(self.up[slots, modality], "v c r -> (v r) c")
         return (
-            rearrange(self.down[slots], "u r c -> (u r) c"),
-            rearrange(self.down_bias[slots], "u r -> (u r)"),
-            rearrange(self.up[of_pair, modality], "v c r -> (v r) c"),
-            self.bias[of_pair, modality],
+            rearrange(self.down[slots], "v r c -> (v r) c"),
+            rearrange(self.down_bias[slots], "v r -> (v r)"),
+            torch.cat([up, self.bias[slots, modality]]),
         )
 
     def forward(self, y: Tensor, plan: BankPlan) -> Tensor:
         """float[N, ..., C] -> float[N, ..., C]."""
-        down, down_bias, up, bias = self.gathered(plan, y.dtype)
-        _, pair_of = plan.masks(y)
-        z = rearrange(nn.functional.linear(y, down, down_bias), "... (u r) -> ... u r", u=len(plan.slots))
-        own = z[..., [u for u, _ in plan.pairs], :] * pair_of[..., None]
-        out: Tensor = y + own.flatten(-2) @ up + pair_of @ bias
-        return out
+        down, down_bias, up = self.gathered(plan, y.dtype)
+        own = plan.spread(plan.pair_of, y)
+        z = rearrange(nn.functional.linear(y, down, down_bias), "... (v r) -> ... v r", v=len(plan.pairs))
+        return _taken_up(y, z.masked_fill(~own[..., None], 0.0).flatten(-2), own.to(y.dtype), up)
 
 
 class TokenRoutedStack(Stack):
@@ -145,24 +143,34 @@ class TokenRoutedStack(Stack):
             self.router_bias[slot, :routes] = adapter.router.bias / adapter.temperature
 
     def gather(self, plan: BankPlan) -> tuple[Tensor, ...]:
-        """down float[(U r), C], router float[(U K), C], up float[(U K r), C] with their biases."""
+        """down float[(U r), C] and router float[(U K), C] with their biases, up float[(U K r) + (U K), C]."""
         slots = list(plan.slots)
         return (
             rearrange(self.down[slots], "u r c -> (u r) c"),
             rearrange(self.down_bias[slots], "u r -> (u r)"),
             rearrange(self.router[slots], "u k c -> (u k) c"),
             rearrange(self.router_bias[slots], "u k -> (u k)"),
-            rearrange(self.up[slots], "u k c r -> (u k r) c"),
-            rearrange(self.bias[slots], "u k c -> (u k) c"),
+            torch.cat(
+                [
+                    rearrange(self.up[slots], "u k c r -> (u k r) c"),
+                    rearrange(self.bias[slots], "u k c -> (u k) c"),
+                ]
+            ),
         )
 
     def forward(self, y: Tensor, plan: BankPlan) -> Tensor:
         """float[N, ..., C] -> float[N, ..., C]."""
-        down, down_bias, router, router_bias, up, bias = self.gathered(plan, y.dtype)
-        slot_of, _ = plan.masks(y)
-        used = len(plan.slots)
-        z = rearrange(nn.functional.linear(y, down, down_bias), "... (u r) -> ... u 1 r", u=used)
+        down, down_bias, router, router_bias, up = self.gathered(plan, y.dtype)
+        other, used = ~plan.spread(plan.slot_of, y)[..., None], len(plan.slots)
+        z = rearrange(nn.functional.linear(y, down, down_bias), "... (u r) -> ... u r", u=used)
+        z = z.masked_fill(other, 0.0)
         logits = rearrange(nn.functional.linear(y, router, router_bias), "... (u k) -> ... u k", u=used)
-        weights = logits.float().softmax(-1).to(y.dtype) * slot_of[..., None]
-        out: Tensor = y + (weights[..., None] * z).flatten(-3) @ up + weights.flatten(-2) @ bias
-        return out
+        weights = logits.float().softmax(-1).to(y.dtype).masked_fill(other, 0.0)
+        weighted = weights[..., None] * z[..., None, :]
+        return _taken_up(y, weighted.flatten(-3), weights.flatten(-2), up)
+
+
+def _taken_up(y: Tensor, weighted: Tensor, weights: Tensor, up: Tensor) -> Tensor:
+    """y plus the bottlenecks and the weights of the biases times `up`: float[N, ..., C]."""
+    narrow = torch.cat([weighted, weights], dim=-1).flatten(0, -2)
+    return torch.addmm(y.flatten(0, -2), narrow, up).view_as(y)

@@ -15,6 +15,7 @@ TOWER_PLACEMENTS = (*PLACEMENTS, "none")
 TOWER_RULES = ("token", "modality", "none", "legacy_no_residual")
 ACTIVATIONS = ("none", "relu", "gelu", "silu")
 LARGEST = 65536  # of a width: products of a few of them still are sizes of tensors
+MOST_MODALITIES = 64
 
 
 def brief(value: object, most: int = 80) -> str:
@@ -96,6 +97,8 @@ class AdapterConfig:
             raise AdapterError(f"adapter: layers are {brief(self.layers)}; name each once, counted from 0")
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise AdapterError(f"adapter: modalities are {brief(self.modalities)}; name each once")
+        if (count := len(self.modalities)) > MOST_MODALITIES:
+            raise AdapterError(f"adapter: there are {count} modalities; name at most {MOST_MODALITIES}")
 
     def placed(self, part: str, role: str, layer: int | None) -> bool:
         """Whether an adapter sits at a site of this part, role and block; a shared norm has role `both`."""
@@ -115,7 +118,8 @@ class AdapterConfig:
             return f"it is of kind {self.peft_type}, not {other.peft_type}"
         names = [field.name for field in fields(self) if field.name != "dropout"]
         different = [name for name in names if getattr(self, name) != getattr(other, name)]
-        return ", ".join(f"{name} is {getattr(self, name)}, not {getattr(other, name)}" for name in different)
+        told = (f"{name} is {brief(getattr(self, name))}, not {getattr(other, name)}" for name in different)
+        return ", ".join(told)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -130,14 +130,19 @@ def read_description(path: Path) -> dict[str, Any]:
         )
     if kind == LoraConfig.peft_type:  # PEFT's own format, which has no version
         return content
-    version = content.get("format_version")
+    check_version(path, content)
+    return content
+
+
+def check_version(path: Path, description: Mapping[str, Any]) -> None:
+    """Refuses a description of another major version of the format."""
+    version = description.get("format_version")
     major = FORMAT_VERSION.partition(".")[0]
     if not isinstance(version, str) or not re.fullmatch(rf"{major}\.[0-9]{{1,6}}", version):
         raise AdapterError(
             f"adapter: {path} has format version {plain(version)}, this program reads {FORMAT_VERSION}; "
             "install a newer version"
         )
-    return content
 
 
 def read_json(file_path: Path) -> dict[str, Any]:
@@ -194,17 +199,22 @@ def check_identity(path: Path, description: Mapping[str, Any], identity: Mapping
             wanted, here = description[key], json.loads(json.dumps(identity[key]))
             if wanted != here:
                 raise AdapterError(
-                    f"adapter: {path} was trained with {key} {brief(wanted, 160)}, here it is "
-                    f"{brief(here, 160)}; load the base it names: {brief(description.get('base'), 200)}"
+                    f"adapter: {path} was trained with {key} {plain(wanted, 120)}, here it is "
+                    f"{plain(here, 160)}; load the base it names: {brief(description.get('base'), 200)}"
                 )
 
 
-def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    """Refuses a folder whose tensors are not exactly those of the settings."""
+def check_tensors(
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], *, complete: bool = True
+) -> None:
+    """Refuses a folder whose tensors are not exactly those of the settings, or not finite.
+
+    Where the expected ones are not complete, only their types and shapes are looked at.
+    """
     if missing := sorted(expected.keys() - tensors.keys()):
         names = ", ".join(missing[:3])
         raise AdapterError(f"adapter: {path} lacks {len(missing)} tensors: {names}; save or fetch it again")
-    if extra := sorted(tensors.keys() - expected.keys()):
+    if complete and (extra := sorted(tensors.keys() - expected.keys())):
         names = ", ".join(map(plain, extra[:3]))
         raise AdapterError(
             f"adapter: {path} has {len(extra)} tensors too many: {names}; save or fetch it again"
@@ -220,7 +230,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[s
                 f"adapter: {name} in {path} is {brief(tuple(tensors[name].shape))}, but the settings ask for "
                 f"{tuple(shape)}; put back the {CONFIG} it was saved with"
             )
-    for name in expected:
+    for name in expected if complete else ():
         if not tensors[name].float().isfinite().all():
             raise AdapterError(
                 f"adapter: {name} in {path} is not finite, its training has failed; use an earlier checkpoint"

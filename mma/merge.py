@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mma.errors import AdapterError
+from mma.folder import FLOATS
 from mma.lowrank import LowRank
 from mma.routing import RouteState
-from mma.sites import Site, Wrapped, replace
+from mma.sites import Site, Wrapped, device_of, replace
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,17 @@ class Difference(nn.Module):
 
 @dataclass
 class Merge:
-    """A merge that can be put in and taken out: which tensors and modules change places."""
+    """A merge that can be put in and taken out: which tensors and modules change places.
 
-    asked: tuple[object, ...]
+    Args:
+        asked: Modalities, adapters and weights it was made for.
+        active: The adapter that was active before.
+    """
+
+    asked: tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]
+    active: str | None
     report: MergeReport = field(init=False)
-    tensors: list[tuple[nn.Module, str, Tensor | None, Tensor]] = field(default_factory=list)
+    tensors: list[tuple[nn.Module, str, nn.Parameter | None, nn.Parameter]] = field(default_factory=list)
     modules: list[tuple[str, nn.Module, nn.Module]] = field(default_factory=list)
 
     def check(self, modalities: Sequence[str]) -> None:
@@ -93,31 +100,42 @@ class Merge:
             replace(model, path, after_module)
 
     def take_out(self, model: nn.Module) -> None:
-        """The base's own tensors again: the very same ones."""
-        for path, before_module, _ in reversed(self.modules):
+        """The base's own tensors again, the very same ones, where and in the mode that the model is now."""
+        for path, before_module, after_module in reversed(self.modules):
+            if before_module.training != after_module.training:
+                before_module.train(after_module.training)
+            before_module.to(device_of(after_module, device_of(before_module, torch.device("cpu"))))
             replace(model, path, before_module)
-        for module, name, before, _ in self.tensors:
+        for module, name, before, after in self.tensors:
+            if before is not None:
+                before.data = before.data.to(after)  # the same memory unless the model was moved
             setattr(module, name, before)
 
-    def absorb(self, model: nn.Module, path: str, maps: Sequence[LowRank], state: RouteState) -> None:
-        """Plans the change of the linear layer at a path; the maps are those of the modalities in order."""
-        path, module = linear_at(model, path)
+    def absorb(self, model: nn.Module, path: str, maps: Mapping[int, LowRank], state: RouteState) -> None:
+        """Plans the change of the linear layer at a path; the maps are those of the modalities, by number."""
+        module = linear_at(model, path)
         attention = isinstance(module, nn.MultiheadAttention)
+        if any(module is other for other, *_ in self.tensors):
+            raise AdapterError(
+                f"adapter: {path} reads two sites, so it cannot take in both; name it in one Site only"
+            )
         weight_name, bias_name = ("in_proj_weight", "in_proj_bias") if attention else ("weight", "bias")
-        weight = getattr(module, weight_name)
-        bias = getattr(module, bias_name)
+        weight, bias = getattr(module, weight_name), getattr(module, bias_name)
+        first = next(iter(maps.values()))
         with torch.no_grad():
-            delta, shift = maps[0].dense()
+            delta, shift = first.dense()
             merged = nn.Parameter((weight.double() + delta).to(weight.dtype), requires_grad=False)
             start = torch.zeros_like(shift) if bias is None else bias.double()
             merged_bias = nn.Parameter((start + shift).to(weight.dtype), requires_grad=False)
             others = {
-                m: low.minus(maps[0]).to(weight.dtype)
-                for m, low in enumerate(maps)
-                if not low.equals(maps[0])
+                m: low.minus(first).to(weight.dtype) for m, low in maps.items() if not low.equals(first)
             }
         self.tensors.append((module, weight_name, weight, merged))
         self.tensors.append((module, bias_name, bias, merged_bias))
+        if others and attention:
+            raise AdapterError(
+                f"adapter: {path} is a whole attention layer, which holds one modality only; merge for one"
+            )
         if others:
             self.modules.append((path, module, Difference(module, others, state)))
 
@@ -125,32 +143,43 @@ class Merge:
 def check_can_absorb(model: nn.Module, site: Site) -> None:
     """Raises AdapterError with the reason where a layer that reads the site cannot take anything in."""
     for path in readers_of(site):
-        _, module = linear_at(model, path)
-        if isinstance(module, nn.MultiheadAttention):
-            weight: Tensor | None = module.in_proj_weight
-            if weight is None:
-                raise AdapterError(f"adapter: {path} keeps q, k and v of unlike widths; it cannot be merged")
-        elif isinstance(module, nn.Linear):
-            weight = module.weight
-        else:
-            kind = type(module).__name__
-            raise AdapterError(f"adapter: {path} is a {kind}, not a linear layer; it cannot be merged")
-        if not weight.is_floating_point() or weight.ndim != 2 or weight.shape[1] != channels_of(module):
-            raise AdapterError(
-                f"adapter: {path} is quantised ({weight.dtype}), merging would round the adapter away; leave "
-                "it unmerged, or load the base in fp32 or bf16"
-            )
+        weight_at(model, path)
 
 
-def linear_at(model: nn.Module, path: str) -> tuple[str, nn.Module]:
-    """The linear layer of a path and where it lies: behind a wrapper where other adapters are held there."""
+def weight_at(model: nn.Module, path: str) -> Tensor:
+    """The weight of the linear layer at a path; raises AdapterError where it has none to calculate with."""
+    module = linear_at(model, path)
+    if isinstance(module, nn.MultiheadAttention):
+        weight: Tensor | None = module.in_proj_weight
+        channels = module.embed_dim
+    elif isinstance(module, nn.Linear):
+        weight, channels = module.weight, module.in_features
+    else:
+        kind = type(module)
+        raise AdapterError(
+            f"adapter: {path} is a {kind.__module__}.{kind.__qualname__}, no torch.nn.Linear, it cannot be "
+            "merged; leave it unmerged, or load the base in fp32 or bf16"
+        )
+    if weight is None:
+        raise AdapterError(f"adapter: {path} keeps q, k and v of unlike widths; it cannot be merged")
+    # Quantised weights have a type of their own, or are of another type, or of another shape.
+    plain = type(weight) is nn.Parameter and weight.dtype in FLOATS
+    if not plain or weight.ndim != 2 or weight.shape[1] != channels:
+        raise AdapterError(
+            f"adapter: {path} is quantised ({type(weight).__name__} of {weight.dtype}), merging would round "
+            "the adapter away; leave it unmerged, or load the base in fp32 or bf16"
+        )
+    if weight.is_meta:
+        raise AdapterError(
+            f"adapter: {path} is not in memory (offloaded), so it cannot be merged; load the whole base"
+        )
+    return weight
+
+
+def linear_at(model: nn.Module, path: str) -> nn.Module:
+    """The linear layer of a path, behind the wrapper where an adapter is held there."""
     module = model.get_submodule(path)
-    return (f"{path}.base", module.base) if isinstance(module, Wrapped) else (path, module)
-
-
-def channels_of(module: nn.Linear | nn.MultiheadAttention) -> int:
-    """Channels of a linear layer's input."""
-    return module.embed_dim if isinstance(module, nn.MultiheadAttention) else module.in_features
+    return module.base if isinstance(module, Wrapped) else module
 
 
 def readers_of(site: Site) -> tuple[str, ...]:
@@ -159,7 +188,8 @@ def readers_of(site: Site) -> tuple[str, ...]:
         return (site.path,)
     if not site.readers:
         raise AdapterError(
-            f"adapter: nothing is known of what reads {site.path}; name its readers in its Site"
+            f"adapter: it is not known that linear layers alone read {site.path}, so it cannot be merged; if "
+            "they do, name them as readers of its Site"
         )
     return site.readers
 
@@ -169,7 +199,4 @@ def seen_by(model: nn.Module, site: Site, path: str, low: LowRank) -> LowRank:
     wide = low.to(torch.float64)
     if site.kind == "linear":
         return wide
-    _, module = linear_at(model, path)
-    weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
-    assert isinstance(weight, Tensor), "it was checked that the layer can absorb"
-    return wide.behind(weight.detach())
+    return wide.behind(weight_at(model, path).detach())

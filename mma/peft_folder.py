@@ -11,6 +11,7 @@ Shapes: C channels of a linear layer's input, O of its output, r rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,72 +20,70 @@ from torch import Tensor
 
 from mma import folder
 from mma.card import model_card
-from mma.config import LoraConfig, brief
+from mma.config import AdapterConfig, LoraConfig, brief, plain
 from mma.errors import AdapterError
 from mma.export_card import export_card
 from mma.merge import readers_of, seen_by
+from mma.merging import one_modality
 from mma.sites import Site
 
 if TYPE_CHECKING:
     from mma.adapters import Adapters
 
+ExportedName = Callable[[str], str]
 PREFIX = "base_model.model."
 OUR_CONFIG, OUR_TENSORS = "mma_config.json", "mma_model.safetensors"
+EXPORTED = "exported_from"  # in the provenance of folders that nothing is lost with
 LEAVES = ("lora_A.weight", "lora_B.weight", "lora_B.bias")
 # Settings of PEFT that would make another computation, with the values that do not.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
-    "use_qalora": (False, None),
     "bias": ("none", None),
     "modules_to_save": (None, []),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
+    "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "fan_in_fan_out": (False, None),
-    "megatron_config": (None,),
     "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
     "exclude_modules": (None, []),
 }
+# So do variants, those of later versions of PEFT too (use_..., ..._config), but for these: they say how a
+# start was found, or where things are kept.
+NO_VARIANTS = ("use_rslora", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config")
 # Starts that also change the base's weights when PEFT attaches the adapter.
-MOVES_BASE = ("pissa", "olora", "corda", "loftq")
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def write(
-    path: Path,
-    config: LoraConfig,
-    tensors: Mapping[str, Tensor],
-    description: Mapping[str, Any],
-    exported_name: Callable[[str], str],
+    adapters: Adapters, path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Writes a LoRA under PEFT's names, with the description and the parts beside it."""
-    theirs, parts = {}, {}
+    """Writes the active adapter, a LoRA, under PEFT's names, with the description and the parts beside it."""
+    config = adapters.config
+    assert isinstance(config, LoraConfig), "other kinds have their own folder"
+    names = {site.path: name for name, site in _places(adapters.sites, adapters.exported_name).items()}
+    theirs, ours = {}, {}
     for name, tensor in tensors.items():
         module, leaf = _split(name)
-        if leaf is None:
-            parts[name] = tensor
+        if leaf is not None and module in names:
+            theirs[f"{PREFIX}{names[module]}.{leaf}"] = tensor
         else:
-            theirs[f"{PREFIX}{exported_name(module)}.{leaf}"] = tensor
-    targets = sorted({_split(name)[0] for name in tensors if _split(name)[1] is not None})
-    settings = _peft_settings(
-        [exported_name(target) for target in targets], config, description.get("base"), bias=config.bias
-    )
-    ours = {**description, **config.to_dict(), "format_version": folder.FORMAT_VERSION}
+            ours[name] = tensor
+    told = {**description, **config.to_dict(), "format_version": folder.FORMAT_VERSION}
     files = {
         folder.TENSORS: folder.tensor_bytes(theirs),
-        folder.CARD: model_card(ours, tensors).encode(),
-        OUR_CONFIG: folder.json_bytes(ours),
-        folder.CONFIG: folder.json_bytes(settings),
+        folder.CARD: model_card(told, tensors).encode(),
+        OUR_CONFIG: folder.json_bytes(told),
+        folder.CONFIG: folder.json_bytes(_peft_settings(adapters, theirs, config)),
     }
-    if parts:
-        files[OUR_TENSORS] = folder.tensor_bytes(parts)
+    if ours:
+        files[OUR_TENSORS] = folder.tensor_bytes(ours)
     folder.write_files(path, files)
 
 
 def read(
-    path: Path, sites: Sequence[Site], exported_name: Callable[[str], str]
+    path: Path, sites: Sequence[Site], exported_name: ExportedName
 ) -> tuple[LoraConfig, dict[str, Tensor], dict[str, Any]]:
     """Settings and tensors of a LoRA folder under this model's names, and the description if made here.
 
@@ -92,21 +91,31 @@ def read(
     """
     settings = folder.read_description(path)
     _check_plain(path, settings)
-    places = {f"{PREFIX}{exported_name(site.path)}": site for site in sites if site.kind == "linear"}
+    places = _places(sites, exported_name)
     tensors: dict[str, Tensor] = {}
     found: set[Site] = set()
     for name, tensor in folder.read_tensors(path / folder.TENSORS).items():
-        module, leaf = _split(name)
-        if leaf is None or module not in places:
+        module, leaf = _split(name.removeprefix(PREFIX))
+        if leaf is None or module not in places or not name.startswith(PREFIX):
             raise AdapterError(
-                f"adapter: {path} has a tensor for {name}, which is no linear layer of this base"
+                f"adapter: {path} has a tensor for {plain(name)}, which is no linear layer of this base that "
+                "an adapter can sit at; load the base it was trained on, or train without that layer"
             )
         tensors[f"{places[module].path}.{leaf}"] = tensor
         found.add(places[module])
-    description = folder.read_json(path / OUR_CONFIG) if (path / OUR_CONFIG).is_file() else {}
+    if not found:
+        raise AdapterError(f"adapter: {path} holds no LoRA tensors; save or fetch it again")
+    description: dict[str, Any] = {}
+    if (path / OUR_CONFIG).is_file():
+        description = folder.read_json(path / OUR_CONFIG)
+        folder.check_version(path / OUR_CONFIG, description)
     if (path / OUR_TENSORS).is_file():
         tensors |= folder.read_tensors(path / OUR_TENSORS)
-    config = _config_of(path, settings, description, found, sites)
+    try:
+        theirs = _config_of(path, settings, found, list(places.values()))
+        config = _recorded(description, theirs) if description else theirs
+    except AdapterError as error:
+        raise AdapterError(f"{error} (in {path / folder.CONFIG})") from error
     return config, tensors, description
 
 
@@ -115,14 +124,10 @@ def export(adapters: Adapters, path: Path, modality: str | None) -> None:
     config, name = adapters.config, adapters.active_adapters[0]
     if adapters.merged is not None:
         raise AdapterError("adapter: cannot export while it is merged; call unmerge_adapter() first")
-    if modality is None and len(config.modalities) == 1:
-        modality = config.modalities[0]
-    if modality not in config.modalities:
-        raise AdapterError(f"adapter: name the modality to export: {', '.join(config.modalities)}")
+    modality = one_modality(adapters, modality)
+    _check_no_loss(path)
     adapters.refresh_table()
     tensors: dict[str, Tensor] = {}
-    targets: list[str] = []
-    rank = config.r
     for site, module in adapters.places.modules_of(name):
         if site.part != "decoder":
             continue
@@ -130,42 +135,89 @@ def export(adapters: Adapters, path: Path, modality: str | None) -> None:
             low = module.fold(config.modalities.index(modality))
             for reader in readers_of(site):
                 seen = seen_by(adapters.model, site, reader, low).to(torch.float32)
-                target = adapters.exported_name(reader)
+                target = f"{PREFIX}{adapters.exported_name(reader)}"
                 leaves = (seen.down, seen.up, seen.up @ seen.down_bias + seen.bias)
-                tensors |= {f"{PREFIX}{target}.{k}": t for k, t in zip(LEAVES, leaves, strict=True)}
-                targets.append(target)
-    if not targets:
+                tensors |= {f"{target}.{leaf}": t for leaf, t in zip(LEAVES, leaves, strict=True)}
+    if not tensors:
         raise AdapterError(f"adapter: {name!r} has no site in the decoder; there is nothing to export")
+    held_for = [modality] if any(adapters.places.routed(name)) else list(config.modalities)
+    folded = _folded(config, tensors)
+    provenance = {EXPORTED: config.peft_type, "adapter": name, "modalities": held_for}
+    told = {**adapters.identity, **folded.to_dict(), "provenance": provenance}
+    told |= {"format_version": folder.FORMAT_VERSION, "peft_type": folded.peft_type}
     base = adapters.identity.get("base")
-    folded = LoraConfig(r=rank, alpha=float(rank), bias=True)
-    settings = _peft_settings(targets, folded, base, bias=True)
     card = export_card(
-        f"LoRA of rank {rank} for the modality `{modality}`",
+        f"LoRA of rank {config.r}",
+        config.peft_type,
         base,
-        adapters.prompt_notes.get(modality, ""),
-        "from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, folder)",
+        {known: adapters.prompt_notes.get(known, "") for known in held_for},
+        [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{_decoder(base) or "BASE"}")',
+            'model = PeftModel.from_pretrained(model, ".")  # this folder',
+        ],
     )
     files = {
         folder.TENSORS: folder.tensor_bytes(tensors),
         folder.CARD: card.encode(),
-        folder.CONFIG: folder.json_bytes(settings),
+        OUR_CONFIG: folder.json_bytes(told),
+        folder.CONFIG: folder.json_bytes(_peft_settings(adapters, tensors, folded)),
     }
     folder.write_files(path, files)
 
 
-def _peft_settings(targets: Sequence[str], config: LoraConfig, base: Any, *, bias: bool) -> dict[str, Any]:
-    """PEFT's settings for these layers: by their last names where these name no other layer."""
-    named = base.get("decoder") if isinstance(base, Mapping) else base
+def _folded(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraConfig:
+    """The settings of an adapter's decoder part as a LoRA: it knows no modality and brings no projector."""
+    targets = {_split(name)[0].rpartition(".")[2] for name in tensors}
+    return LoraConfig(
+        r=config.r,
+        alpha=float(config.r),
+        bias=True,
+        targets=tuple(sorted(targets)),
+        layers=config.layers,
+        modalities=("text",),
+    )
+
+
+def _check_no_loss(path: Path) -> None:
+    """Refuses to put an export in the place of an adapter that was trained: there is no way back from it."""
+    if (path / folder.CONFIG).is_file():
+        recorded = folder.read_json(path / OUR_CONFIG) if (path / OUR_CONFIG).is_file() else {}
+        provenance = recorded.get("provenance")
+        if not isinstance(provenance, Mapping) or EXPORTED not in provenance:
+            raise AdapterError(
+                f"adapter: {path} holds a trained adapter, which an export would replace; choose another name"
+            )
+
+
+def _places(sites: Sequence[Site], exported_name: ExportedName) -> dict[str, Site]:
+    """The linear layers by the names they have in the model that PEFT gets: the decoder, or a lone tower."""
+    part = "decoder" if any(site.part == "decoder" for site in sites) else "tower"
+    linear = [site for site in sites if site.kind == "linear" and site.part == part]
+    return {exported_name(site.path): site for site in linear}
+
+
+def _decoder(base: Any) -> str | None:
+    """What the decoder is called, where that is recorded."""
+    named = base.get("decoder") if isinstance(base, Mapping) else None
+    return named if isinstance(named, str) else None
+
+
+def _peft_settings(adapters: Adapters, theirs: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Any]:
+    """PEFT's settings; every layer is named whole, so that no other one is meant."""
+    causal = any(site.part == "decoder" for site in adapters.sites)
     return {
         "peft_type": LoraConfig.peft_type,
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": named if isinstance(named, str) else None,
+        "task_type": "CAUSAL_LM" if causal else None,
+        "base_model_name_or_path": _decoder(adapters.identity.get("base")),
         "r": config.r,
         "lora_alpha": config.alpha or 2 * config.r,
         "lora_dropout": config.dropout,
-        "lora_bias": bias,
+        "lora_bias": config.bias,
         "use_rslora": config.rslora,
-        "target_modules": sorted(targets),
+        "target_modules": sorted({_split(name.removeprefix(PREFIX))[0] for name in theirs}),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -174,48 +226,77 @@ def _peft_settings(targets: Sequence[str], config: LoraConfig, base: Any, *, bia
     }
 
 
+def foreign_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What PEFT's settings ask for and cannot be computed here."""
+    variants = [key for key in settings if key.startswith("use_") or key.endswith("_config")]
+    allowed = {**{key: (False, None, {}) for key in variants if key not in NO_VARIANTS}, **PLAIN}
+    return {key: settings[key] for key in allowed if key in settings and settings[key] not in allowed[key]}
+
+
 def _check_plain(path: Path, settings: Mapping[str, Any]) -> None:
-    for key, allowed in PLAIN.items():
-        if key in settings and settings[key] not in allowed:
-            raise AdapterError(
-                f"adapter: {path} was made with {key} {brief(settings[key])}, which cannot be computed here; "
-                "merge it with PEFT, or train without it"
-            )
-    start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(MOVES_BASE):
+    for key, value in foreign_settings(settings).items():
         raise AdapterError(
-            f"adapter: {path} began as {start!r}, which changes the base's weights too; convert it with "
+            f"adapter: {path} was made with {plain(key)} {brief(value)}, which cannot be computed here; "
+            "merge it with PEFT, or train without it"
+        )
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(MOVES_BASE):
+        raise AdapterError(
+            f"adapter: {path} began as {brief(start)}, which changes the base's weights too; convert it with "
             "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
+    if settings.get("lora_alpha") == 0:
+        raise AdapterError(f"adapter: {path} has lora_alpha 0, so it adds nothing; train it with another one")
 
 
 def _config_of(
-    path: Path,
-    settings: Mapping[str, Any],
-    description: Mapping[str, Any],
-    found: set[Site],
-    sites: Sequence[Site],
+    path: Path, settings: Mapping[str, Any], found: set[Site], places: Sequence[Site]
 ) -> LoraConfig:
-    """This project's settings for the layers that were found."""
-    decoder = {site for site in found if site.part == "decoder"}
-    targets = {site.path.rpartition(".")[2] for site in found}
-    layers = {site.layer for site in decoder if site.layer is not None}
-    every = {site.layer for site in sites if site.part == "decoder" and site.layer is not None}
-    try:
-        return LoraConfig(
-            r=settings.get("r", 8),
-            alpha=settings.get("lora_alpha", 8),
-            dropout=settings.get("lora_dropout", 0.0),
-            rslora=settings.get("use_rslora") or False,
-            bias=settings.get("lora_bias") or False,
-            targets=tuple(sorted(targets)),
-            layers=() if layers == every else tuple(sorted(layers)),
-            tower_placement="both" if found - decoder else "none",
-            modalities=tuple(description.get("modalities", ("text",))),
-            projector_hidden=description.get("projector_hidden", 128),
-        )
-    except (AdapterError, TypeError) as error:
-        raise AdapterError(f"{error} (in {path / folder.CONFIG})") from error
+    """This project's settings for the layers that were found, each in the same blocks."""
+    targets = {_leaf(site) for site in found}
+    layers = {site.layer for site in found}
+    for site in places:
+        if _leaf(site) in targets and site.layer in layers and site not in found:
+            raise AdapterError(
+                f"adapter: {path} has nothing for {site.path}, but for this layer of other blocks; "
+                "train all the layers it targets in the same blocks"
+            )
+    every = layers == {site.layer for site in places}
+    return LoraConfig(
+        r=settings.get("r", 8),
+        alpha=settings.get("lora_alpha", 8),
+        dropout=settings.get("lora_dropout", 0.0),
+        rslora=False if settings.get("use_rslora") is None else settings["use_rslora"],
+        bias=False if settings.get("lora_bias") is None else settings["lora_bias"],
+        targets=tuple(sorted(targets)),
+        layers=() if every else tuple(sorted(layer for layer in layers if layer is not None)),
+        tower_placement="none" if any(site.part == "decoder" for site in places) else "both",
+        modalities=("text",),
+    )
+
+
+def _recorded(description: Mapping[str, Any], theirs: LoraConfig) -> LoraConfig:
+    """The settings in a description; PEFT's own must say the same."""
+    names = [field.name for field in fields(LoraConfig) if field.name in description]
+    config = LoraConfig.from_dict({name: description[name] for name in names})
+    assert isinstance(config, LoraConfig), "from_dict makes its own class"
+    told = {
+        "r": (config.r, theirs.r),
+        "lora_alpha": (config.alpha or 2 * config.r, theirs.alpha),
+        "lora_dropout": (config.dropout, theirs.dropout),
+        "use_rslora": (config.rslora, theirs.rslora),
+        "lora_bias": (config.bias, theirs.bias),
+    }
+    for key, (recorded, there) in told.items():
+        if recorded != there:
+            raise AdapterError(
+                f"adapter: {key} is {there}, but {recorded} in {OUR_CONFIG}; delete that file to go by PEFT's"
+            )
+    return config
+
+
+def _leaf(site: Site) -> str:
+    return site.path.rpartition(".")[2]
 
 
 def _split(name: str) -> tuple[str, str | None]:

@@ -41,6 +41,13 @@ class Places:
                 "look at placement, layers and targets"
             )
 
+    def shapes_of(self, config: AdapterConfig) -> dict[str, torch.Size]:
+        """The shapes of an adapter's tensors at the sites, by name; the modules take no memory."""
+        with torch.device("meta"):
+            modules = {site.path: make_module(site, config, self._state) for site in self.sites}
+        held = [(path, module) for path, module in modules.items() if module is not None]
+        return {f"{path}.{leaf}": p.shape for path, module in held for leaf, p in module.named_parameters()}
+
     def drop(self, name: str) -> None:
         """Takes an adapter's modules away."""
         for site, wrapper in list(self.wrapped.items()):

@@ -26,13 +26,11 @@ class BankPlan:
     pair_of: Tensor  # bool[N, V]
     live: Tensor | None  # int64[n]: tokens answered by the active adapter; None: there are none
 
-    def masks(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """`slot_of` and `pair_of` in the type of float[N, ..., C], with its axes between."""
-        between = [1] * (y.ndim - 2)
-        return (
-            self.slot_of.to(y.dtype).reshape(-1, *between, len(self.slots)),
-            self.pair_of.to(y.dtype).reshape(-1, *between, len(self.pairs)),
-        )
+    @staticmethod
+    def spread(of_token: Tensor, y: Tensor) -> Tensor:
+        """`slot_of` or `pair_of` with the axes of float[N, ..., C]: bool[N, ..., U or V]."""
+        axes = [len(of_token), *[1] * (y.ndim - 2), of_token.shape[1]]
+        return of_token.reshape(axes).expand(*y.shape[:-1], -1)
 
     def select(self, tokens: Tensor) -> BankPlan:
         """The plan of some of the tokens (int64[N'])."""

@@ -74,7 +74,9 @@ class ModelStatus:
 
 def status_of(adapters: Adapters) -> ModelStatus:
     """See `Adapters.get_model_status`."""
-    parameters = adapters.all_parameters()
+    # Of base and adapters, whether they stand in the model now or a merge has taken their place.
+    trained = [p for name in adapters.names for p in adapters.trainable_parameters(name).values()]
+    parameters = [*adapters.base.values(), *trained]
     merged = adapters.merged.report if adapters.merged is not None else None
     taken = merged.taken if merged is not None else ()
     bank = adapters.bank

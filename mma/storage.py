@@ -11,6 +11,7 @@ from torch import Tensor
 from mma import folder, peft_folder
 from mma.adapter import ModalityRouted
 from mma.config import AdapterConfig, LoraConfig
+from mma.errors import AdapterError
 
 if TYPE_CHECKING:
     from mma.adapters import Adapters
@@ -30,13 +31,27 @@ def save(adapters: Adapters, path: Path, provenance: Mapping[str, Any]) -> None:
     if any(isinstance(module, ModalityRouted) for _, module in sites):
         description["routing_table"] = adapters.routes()
     if isinstance(config, LoraConfig):
-        peft_folder.write(path, config, tensors, description, adapters.exported_name)
+        peft_folder.write(adapters, path, tensors, description)
     else:
         folder.write(path, {**description, **config.to_dict()}, tensors)
 
 
 def load(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """Settings and tensors of a folder, checked against the base of these adapters."""
+    """Settings and tensors of a folder, checked against the base of these adapters and against each other.
+
+    The tensors at the sites are compared before any module is made: settings that were tampered with may ask
+    for more than the memory holds.
+    """
+    config, tensors = _read(adapters, path)
+    try:
+        shapes = adapters.places.shapes_of(config)
+    except AdapterError as error:
+        raise AdapterError(f"{error} (in {path})") from error
+    folder.check_tensors(path, tensors, shapes, complete=False)
+    return config, tensors
+
+
+def _read(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     if folder.read_description(path)["peft_type"] == LoraConfig.peft_type:
         config, tensors, description = peft_folder.read(path, adapters.sites, adapters.exported_name)
         if description:  # written here; a folder that PEFT wrote says nothing of the base's tensors

@@ -14,41 +14,77 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from torch import Tensor
 
+from mma.adapters import Adapters
+from mma.errors import AdapterError
 from mma.export_card import export_card
-from mma.folder import write_folder
+from mma.folder import CARD, write_folder
+from mma.merge import MergeReport
+from mma.merging import one_modality
 from models.build import System
 from models.decoder import Decoder
 from models.weights import HF_LAYERS, HF_NAMES, name_in_file
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
 WRAPPED = re.compile(r"\.base(?=\.)")  # a module of the base behind its adapters
 
 
-def export_merged(system: System, path: Path | str, modality: str) -> None:
-    """Writes the decoder with the active adapter merged for one modality, for plain `transformers`.
+def export_merged(system: System, path: Path | str, modality: str | None = None) -> MergeReport:
+    """Writes the decoder with what is merged, or the active adapter, in its weights, for `transformers`.
 
-    The folder can also be a base of this project. Raises AdapterError when the adapter cannot be merged or
-    the folder not be written; the model is unmerged afterwards.
+    The folder can also be a base of this project. The model is afterwards as it was. Raises AdapterError when
+    the adapter cannot be merged or the folder not be written.
     """
     adapters, decoder = system.model.adapters, system.model.decoder
     with adapters.turns.changing("export an adapter"):
-        report = adapters.merge_adapter(modality)
+        modality, before = one_modality(adapters, modality), adapters.merged
+        _, names, weights = before.asked if before is not None else (None, None, None)
+        report = adapters.merge_adapter(modality, names, weights)
         try:
-            dtype = decoder.embed.weight.dtype
             with write_folder(Path(path)) as draft:
-                write_hf(decoder, draft, dtype)
-                shutil.copy(system.tokenizer.path, draft / "tokenizer.model")
-                card = export_card(
-                    f"Decoder with {', '.join(report.taken)} merged for the modality `{modality}`",
-                    adapters.identity.get("base"),
-                    adapters.prompt_notes.get(modality, ""),
-                    "from transformers import AutoModelForCausalLM\n\n"
-                    "model = AutoModelForCausalLM.from_pretrained(folder)",
-                )
-                (draft / "README.md").write_text(card)
+                write_hf(decoder, draft, decoder.embed.weight.dtype)
+                _copy_tokenizer(system, draft)
+                (draft / CARD).write_text(_card(adapters, report))
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise AdapterError(f"adapter: {path} cannot be written ({error}); free some space") from error
         finally:
             adapters.unmerge_adapter()
+            if before is not None:
+                adapters.merge_adapter(*before.asked)
+    return report
+
+
+def _card(adapters: Adapters, report: MergeReport) -> str:
+    """The README of a merged decoder."""
+    alike = not any(adapters.places.routed(report.taken[0]))
+    held_for = adapters.config.modalities if alike else report.modalities
+    return export_card(
+        f"Decoder with {' and '.join(report.taken)} merged",
+        adapters.config.peft_type,
+        adapters.identity.get("base"),
+        {modality: adapters.prompt_notes.get(modality, "") for modality in held_for},
+        [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained(".")  # this folder',
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+        ],
+    )
+
+
+def _copy_tokenizer(system: System, folder: Path) -> None:
+    """The tokenizer, and what else the base's folder tells other software of it."""
+    shutil.copy(system.tokenizer.path, folder / "tokenizer.model")
+    for name in TOKENIZER_FILES:
+        if (Path(system.settings.decoder) / name).is_file():
+            shutil.copy(Path(system.settings.decoder) / name, folder / name)
 
 
 def write_hf(decoder: Decoder, folder: Path, dtype: torch.dtype) -> None:

@@ -93,28 +93,31 @@ def _tokens(model: MultimodalLM, batch: PromptBatch, sampling: Sampling) -> Iter
     """Every row's next token, step by step, and whether it is the last; a row marked -1 gets no more."""
     rows = [_Row(index) for index in range(len(batch.lengths))]
     choosers = [Chooser(sampling, name) for name in batch.sample_ids]
-    with inference(model), model.adapters.turns.computing():
-        prompt = model.embed(batch)
-        packed = PackedAttention(prompt.lengths, model.device)
-        room = max(prompt.lengths) + sampling.max_new_tokens
-        cache = KVCache(model.decoder.config.n_layers, len(rows), room)
-        hidden = model.decode(prompt, cache.prefill(packed))
-        ends = torch.tensor(prompt.lengths, device=model.device).cumsum(0) - 1
-        logits = model.decoder.head(hidden[ends]).float()
-        routes = prompt.routes.select(ends)
-        for step in range(sampling.max_new_tokens):
+    # Modes are set step by step: what the caller does between two pieces is none of this answer's business.
+    with model.adapters.turns.answering() as step:
+        with step(), inference(model):
+            prompt = model.embed(batch)
+            packed = PackedAttention(prompt.lengths, model.device)
+            room = max(prompt.lengths) + sampling.max_new_tokens
+            cache = KVCache(model.decoder.config.n_layers, len(rows), room)
+            hidden = model.decode(prompt, cache.prefill(packed))
+            ends = torch.tensor(prompt.lengths, device=model.device).cumsum(0) - 1
+            logits = model.decoder.head(hidden[ends]).float()
+            routes = prompt.routes.select(ends)
+        for count in range(1, sampling.max_new_tokens + 1):
             chosen = [choosers[row.index](line) for row, line in zip(rows, logits, strict=True)]
             for row, token in zip(rows, chosen, strict=True):
-                yield row, token, step == sampling.max_new_tokens - 1
+                yield row, token, count == sampling.max_new_tokens
             alive = [place for place, row in enumerate(rows) if row.index >= 0]
-            if not alive or step == sampling.max_new_tokens - 1:
+            if not alive or count == sampling.max_new_tokens:
                 return
             if len(alive) < len(rows):
                 keep = torch.tensor(alive, device=model.device)
                 cache.keep(keep)
                 routes = routes.select(keep)
                 rows = [rows[place] for place in alive]
-            logits = _step(model, cache, [chosen[place] for place in alive], routes)
+            with step(), inference(model):
+                logits = _step(model, cache, [chosen[place] for place in alive], routes)
 
 
 def _step(model: MultimodalLM, cache: KVCache, tokens: Sequence[int], routes: Routes) -> Tensor:

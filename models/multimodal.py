@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mma import AdapterConfig, Adapters, MMAConfig, Routes, Site
+from mma import AdapterConfig, AdapterError, Adapters, MMAConfig, Routes, Site
+from mma.config import plain
 from models.attention import PackedAttention
 from models.decoder import Attend, Decoder
 from models.errors import ModelError
@@ -31,6 +32,34 @@ LINEARS = (
     ("attn", "attn_norm", ("q_proj", "k_proj", "v_proj", "o_proj")),
     ("mlp", "mlp_norm", ("gate_proj", "up_proj", "down_proj")),
 )
+
+TEXT_NOTE = (
+    "`[bos] Image: N/A`, the prompt as in training, the answer, `[eos]`. `Image: N/A` and the prompt are put "
+    "into tokens one after the other. Positions are relative: they may start anywhere."
+)
+IMAGE_NOTE = (
+    "`[bos] Image: `, {slots} embeddings of the picture, the prompt as in training, the answer, `[eos]`. The "
+    "embeddings, called the image prefix, are no tokens: they stand in the place of token embeddings, so the "
+    "model takes `inputs_embeds`. They come from the image tower, with the tower adapters and the projector "
+    "of the adapter's own folder, once per picture. With `model` as loaded above:"
+)
+PREFIX_CODE = """\
+import torch
+from data.pictures import open_picture  # in a checkout of mma
+from models.build import load
+from models.multimodal import inference
+
+system = load("ADAPTER")  # the folder of the adapter that this was exported from
+with inference(system.model):
+    picture = system.preprocess(open_picture("picture.png"))
+    prefix = system.model.project(picture[None])  # float[1, {slots}, width of the decoder]
+head = [system.tokenizer.bos_id, *system.tokenizer.encode("Image: ")]
+prompt = system.tokenizer.encode("PROMPT")
+embed = model.get_input_embeddings()
+before, after = embed(torch.tensor([head])), embed(torch.tensor([prompt]))
+inputs_embeds = torch.cat([before, prefix.to(before.dtype), after], dim=1)
+answer = model.generate(inputs_embeds=inputs_embeds)
+print(system.tokenizer.decode(answer[0].tolist()))"""
 
 
 class Packed(Protocol):
@@ -126,16 +155,18 @@ class MultimodalLM(nn.Module):
         With names, every picture goes through tower adapters and projector of its own adapter of the bank.
         """
         pictures = pictures.to(self.tower.visual.conv1.weight.dtype)
-        zeros = torch.zeros(len(pictures), self.tower.tokens, self.decoder.config.dim, device=self.device)
-        if names is None:
-            projector = self.adapters.part("projector")
-            return zeros if projector is None else projector(self.tower(pictures).float())
-        bank = self.adapters.open_bank
-        ones = [1] * len(pictures)
-        plan = bank.plan(names, [0] * len(pictures), ones, self.device)
-        with self.adapters.state.use(Routes(torch.zeros(len(pictures), dtype=torch.long), plan=plan)):
-            features = self.tower(pictures)
-        return bank.by_part("projector", features.float(), names, zeros)
+        count = len(pictures)
+        zeros = torch.zeros(count, self.tower.tokens, self.decoder.config.dim, device=self.device)
+        with self.adapters.turns.computing():
+            if names is None:
+                projector = self.adapters.part("projector")
+                return zeros if projector is None else projector(self.tower(pictures).float())
+            bank = self.adapters.open_bank
+            plan = bank.plan(names, [0] * count, [1] * count, self.device)  # no tower site asks for modality
+            unasked = torch.zeros(count, dtype=torch.long, device=self.device)
+            with self.adapters.state.use(Routes(unasked, plan=plan)):
+                features = self.tower(pictures)
+            return bank.by_part("projector", features.float(), names, zeros)
 
     def _routes(self, batch: Packed) -> tuple[Routes, tuple[str | None, ...] | None]:
         """Who answers every token of a batch, and the adapters of its segments where it names them."""
@@ -189,8 +220,9 @@ class MultimodalLM(nn.Module):
         dim = self.decoder.config.dim
         routed = isinstance(config, MMAConfig)
         if routed and (unknown := [name for name in MODALITIES if name not in config.modalities]):
-            raise ModelError(
-                f"adapter: modalities are {', '.join(config.modalities)}; this model also has {unknown[0]} "
+            named = plain(", ".join(config.modalities))
+            raise AdapterError(
+                f"adapter: modalities are {named}; this model also has {unknown[0]} "
                 "in its samples, name it too"
             )
         parts: dict[str, nn.Module] = {}
@@ -245,24 +277,18 @@ def exported_name(path: str) -> str:
 
 def prompt_notes(slots: int) -> dict[str, str]:
     """How a sample of each modality is laid out, for folders made for other software."""
-    return {
-        "text": "A sample is `[bos] Image: N/A <prompt> <response> [eos]`. Positions start at 1 here; rotary "
-        "positions are relative, so 0 gives the same.",
-        "image": f"A sample is `[bos] Image: `, then {slots} embeddings of the picture, then `<prompt> "
-        "<response> [eos]`. The embeddings are the image prefix: class tokens of the image tower with this "
-        "adapter's tower adapters, through its projector. They are no tokens and are passed as "
-        "`inputs_embeds`. The adapter folder this was exported from makes them: "
-        "`models.build.load(folder).model.project(pictures)`.",
-    }
+    return {"text": TEXT_NOTE, "image": f"{IMAGE_NOTE}\n\n```python\n{PREFIX_CODE}\n```".format(slots=slots)}
 
 
 @contextmanager
 def inference(model: MultimodalLM) -> Iterator[None]:
     """Evaluation mode without gradients, and the mode it was in afterwards."""
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()

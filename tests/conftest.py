@@ -16,8 +16,8 @@ import train
 from mma import MMAConfig
 from models.build import BaseSettings, System, build_new
 from models.decoder import Decoder, DecoderConfig
-from models.tower import Tower, TowerSpec
 from models.export import write_hf
+from models.tower import Tower, TowerSpec
 from tests.small import World, make_world
 
 TOKENIZER = Path(__file__).parent.parent / "assets/mini/decoder/tokenizer.model"

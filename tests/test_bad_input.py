@@ -157,7 +157,7 @@ ADAPTERS: dict[str, tuple[Spoil, str]] = {
     ),
     "not numbers": (
         lambda w: edit_tensors(tensors_of(w), lambda t: t["modality.weight"].fill_(float("nan"))),
-        "the adapter's weights are broken",
+        "modality.weight in {adapter} is not finite",
     ),
     "other base": (
         lambda w: edit_tensors(w.decoder / "model.safetensors", lambda t: t["model.norm.weight"].add_(1)),
@@ -173,8 +173,8 @@ ADAPTERS: dict[str, tuple[Spoil, str]] = {
 }
 # Values in the description -> what is said to them.
 DESCRIPTIONS: list[tuple[dict[str, object], str]] = [
-    ({"format_version": "2.0"}, "has format version 2.0, this program reads 1.0; install a newer version"),
-    ({"peft_type": "LORA"}, "has peft_type 'LORA', not 'MMA'"),
+    ({"format_version": "2.0"}, "has format version 2.0, this program reads 1.1; install a newer version"),
+    ({"peft_type": "IA3"}, "has peft_type 'IA3', not one of MMA, BOTTLENECK, LORA"),
     ({"r": "4"}, "r is '4'; it must be a whole number"),
     ({"ranks": 3}, "unknown setting 'ranks'"),
     ({"tokenizer_digest": "0"}, "was made for another tokenizer"),

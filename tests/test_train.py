@@ -18,8 +18,8 @@ import train
 from data.mini.generate import generate
 from models.build import BaseSettings, load
 from models.decoder import Decoder, DecoderConfig
+from models.export import write_hf
 from models.tower import Tower, TowerSpec
-from models.weights import write_hf
 from training.monitor import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,11 @@ def test_the_adapter_can_be_loaded_and_says_where_it_comes_from(whole, world):
     assert provenance["format"] == "QCM-A"
     assert provenance["seed"] == 0
     assert provenance["recipe"]["optim"]["lr"] == 1e-2
-    assert provenance["scores"].keys() == {"loss", "accuracy"}
+    assert provenance["scores"].keys() == {"loss", "accuracy", "accuracy_interval", "questions", "split"}
+    low, high = provenance["scores"]["accuracy_interval"]
+    assert 0 <= low <= provenance["scores"]["accuracy"] <= high <= 1
+    assert "data_licence" not in provenance
+    assert f"{provenance['scores']['questions']} questions" in (whole / "adapter/README.md").read_text()
 
 
 def test_packing_does_not_change_the_order_of_the_samples(whole, world):

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.nn import Parameter
 
 from mma.errors import AdapterError
 from training.curve import draw_loss
+from training.ema import MovingAverage
 from training.errors import RunError
 from training.monitor import Monitor
 from training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -84,6 +85,7 @@ class Trainer:
         self.validate_every = run.validate_every or task.steps_per_epoch
         self.states, self.checkpoints = run.folder / "state", run.folder / "checkpoints"
         self.optimizer = make_optimizer(task.trainables, optim)
+        self.ema = MovingAverage(task.trainables, optim.ema) if optim.ema is not None else None
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         if optim.threads is not None:
@@ -106,6 +108,10 @@ class Trainer:
             device=device,
         )
         with closing(monitor), StopSignals() as signals:
+            if progress.step:  # what a kill just behind the last state has prevented
+                if not self._checkpoint().exists():
+                    self._write_checkpoint()
+                self._prune()
             if not progress.finished:
                 # A validation is given up when a stop signal comes: a resumed run repeats it.
                 with suppress(Interrupted):
@@ -131,8 +137,6 @@ class Trainer:
     def _steps(self, monitor: Monitor, signals: StopSignals) -> None:
         """Steps until the run is complete or a stop signal came."""
         progress = self.progress
-        if not self._checkpoint().exists():
-            self._write_checkpoint()
         if self._validate(monitor, signals):
             self._save(monitor)
         with closing(prefetched(self.task.batches_of_step, progress.step, self.steps)) as batches:
@@ -167,6 +171,8 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             text = f"the GPU's memory is too small for step {index + 1}: lower optim.tokens_per_batch"
             raise RunError(f"{text} ({optim.tokens_per_batch}); {self._kept()}") from error
+        if self.ema is not None:
+            self.ema.update(self.task.trainables, index)
         self.progress.step = index + 1
         monitor.step(index + 1, (index + 1) / self.task.steps_per_epoch, rate, result)
 
@@ -189,7 +195,7 @@ class Trainer:
             return False
         assert self.task.validate is not None, "a validation is due only where there is one"
         progress, name = self.progress, self.run.keep_best
-        with signals.interruptible():
+        with self._averaged(), signals.interruptible():
             self.task.model.eval()
             with torch.no_grad():
                 scores = self.task.validate()
@@ -206,8 +212,16 @@ class Trainer:
             progress.stale += 1
             return False
         progress.best_step, progress.best_scores, progress.stale = progress.step, scores, 0
-        self.best = {key: p.detach().cpu().clone() for key, p in self.task.trainables.items()}
+        self.best = {key: tensor.detach().cpu().clone() for key, tensor in self._result().items()}
         return True
+
+    def _result(self) -> Mapping[str, Tensor]:
+        """What is validated and saved as the adapter: the trained tensors, or their moving average."""
+        return self.task.trainables if self.ema is None else self.ema.tensors
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside the block the trained parameters hold the result."""
+        return nullcontext() if self.ema is None else self.ema.applied(self.task.trainables)
 
     def _save(self, monitor: Monitor) -> None:
         """Writes the run state, then the adapter folder of this step; resuming writes a missing one."""
@@ -219,17 +233,20 @@ class Trainer:
             "optimizer": optimizer_tensors(self.task.trainables, self.optimizer),
             "best": self.best,
         }
+        if self.ema is not None:
+            tensors["ema"] = self.ema.tensors
         write_state(self.states, RunState(progress, tensors, self._about()))
-        self._write_checkpoint()
-        self._prune()
+        if progress.step:  # at step 0 nothing is trained yet
+            self._write_checkpoint()
+            self._prune()
 
     def _checkpoint(self) -> Path:
         return self.checkpoints / step_name(self.progress.step)
 
     def _write_checkpoint(self) -> None:
         progress = self.progress
-        if progress.step:  # at step 0 nothing is trained yet
-            scores = progress.scores if progress.validated == progress.step else None
+        scores = progress.scores if progress.validated == progress.step else None
+        with self._averaged():
             self.task.save_adapter(self._checkpoint(), self._provenance(progress.step, scores))
 
     def _prune(self) -> None:
@@ -243,10 +260,10 @@ class Trainer:
     def _finish(self) -> Path:
         """Writes the final adapter (the best one where there was a validation) and the loss curve."""
         adapter, best_step = self.run.folder / "adapter", self.progress.best_step
-        if best_step is not None:
-            with torch.no_grad():
-                for name, parameter in self.task.trainables.items():
-                    parameter.copy_(self.best[name])
+        final = self._result() if best_step is None else self.best
+        with torch.no_grad():
+            for name, parameter in self.task.trainables.items():
+                parameter.copy_(final[name])
         if not adapter.exists():
             step = self.progress.step if best_step is None else best_step
             self.task.save_adapter(adapter, self._provenance(step, self.progress.best_scores))
@@ -254,7 +271,8 @@ class Trainer:
         return adapter
 
     def _provenance(self, step: int, scores: dict[str, float] | None) -> dict[str, Any]:
-        return {"step": step, "steps": self.steps, "seed": self.optim.seed, "scores": scores}
+        ema = {} if self.optim.ema is None else {"ema": self.optim.ema}
+        return {"step": step, "steps": self.steps, "seed": self.optim.seed, "scores": scores, **ema}
 
     def _about(self) -> dict[str, Any]:
         """How the run computes; a change of settings is refused on resuming."""
@@ -284,6 +302,8 @@ class Trainer:
         self.progress, self.best = state.progress, state.tensors["best"]
         load_trainables(state.tensors["trainables"], self.task.trainables, folder)
         load_optimizer_tensors(state.tensors["optimizer"], self.task.trainables, self.optimizer)
+        if self.ema is not None:
+            load_trainables(state.tensors["ema"], self.ema.tensors, folder)
         # Sums are taken in another order with another number of threads.
         torch.set_num_threads(state.about["threads"])
         for what in ("torch", "device"):
@@ -301,7 +321,7 @@ class Trainer:
         return f"step {step} is kept in {folder}: python train.py --resume {self.run.folder}"
 
 
-def load_trainables(tensors: Mapping[str, Tensor], trainables: Mapping[str, Parameter], folder: Path) -> None:
+def load_trainables(tensors: Mapping[str, Tensor], trainables: Mapping[str, Tensor], folder: Path) -> None:
     """Puts saved tensors into the trained parameters; names and shapes must be the same."""
     for name in sorted(tensors.keys() ^ trainables.keys()):
         side = "lacks" if name in trainables else "has an unknown"

@@ -1,9 +1,9 @@
 """What a run needs to go on in the same bits: written whole or not at all, nothing pickled.
 
-RUN/state/step-00000123-0007/ (step, and number of the save) holds the trained tensors, those of the
-optimizer, the best ones so far, and a JSON file. It is filled under another name, brought to the disk and
-renamed, so a folder of that name is complete, and the newest one is where the run stands. No random state
-is kept: every step seeds the generators anew from (seed, step).
+RUN/state/step-00000123-0007/ (step, and number of the save) holds the trained tensors, their moving average
+where one is kept, those of the optimizer, the best ones so far, and a JSON file. It is filled under another
+name, brought to the disk and renamed, so a folder of that name is complete, and the newest one is where the
+run stands. No random state is kept: every step seeds the generators anew from (seed, step).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from training.errors import RunError
 
 FORMAT = 1
 PARTIAL = ".part"
-KINDS = ("best", "optimizer", "trainables")  # of tensors in a state
+KINDS = ("best", "optimizer", "trainables")  # of tensors in every state; a moving average adds "ema"
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunState:
-    """One complete state: progress, tensors by kind (trainables, optimizer, best), and how it was made."""
+    """One complete state: progress, tensors by kind (KINDS), and how it was made."""
 
     progress: Progress
     tensors: dict[str, dict[str, Tensor]]
@@ -77,7 +77,12 @@ def step_name(step: int) -> str:
 def write_state(root: Path, state: RunState) -> Path:
     """Writes a new folder that is there completely or not at all, then removes the older ones."""
     target = root / f"{step_name(state.progress.step)}-{state.progress.saves:04d}"
-    content = {"format": FORMAT, "progress": asdict(state.progress), "about": state.about}
+    content = {
+        "format": FORMAT,
+        "kinds": sorted(state.tensors),
+        "progress": asdict(state.progress),
+        "about": state.about,
+    }
     files = {f"{kind}.safetensors": safetensors.torch.save(_plain(t)) for kind, t in state.tensors.items()}
     files["state.json"] = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
     partial = root / (target.name + PARTIAL)
@@ -115,8 +120,9 @@ def read_state(folder: Path) -> RunState:
         tensors = {
             file.stem: safetensors.torch.load(file.read_bytes()) for file in folder.glob("*.safetensors")
         }
-        if tensors.keys() != set(KINDS):
-            raise ValueError(f"it has {', '.join(sorted(tensors))}, not {', '.join(KINDS)}")
+        kinds = content.get("kinds", KINDS)
+        if sorted(tensors) != sorted(kinds):
+            raise ValueError(f"it has {', '.join(sorted(tensors))}, not {', '.join(kinds)}")
         known = {field.name for field in fields(Progress)}
         progress = Progress(**{key: value for key, value in content["progress"].items() if key in known})
         return RunState(progress, tensors, content["about"])

@@ -40,6 +40,9 @@ class OptimSettings:
     """decay rates of AdamW's two averages"""
     clip: float | None = None
     """largest norm of the gradient; null does not clip"""
+    ema: float | None = None
+    """decay of a moving average of the trained parameters, such as 0.999, which is then what is validated and
+    saved; null saves the parameters themselves"""
     seed: int = 0
     """decides the start of the trained parameters, the order of the data and the dropout"""
     threads: int | None = None
@@ -53,6 +56,7 @@ class OptimSettings:
         _check("optim", "seed", self.seed, "at least 0 and below 2^63", lambda value: 0 <= value < 2**63)
         for name in ("warmup", "warmup_steps", "weight_decay", "min_lr"):
             _check("optim", name, getattr(self, name), "0 or more", lambda value: value >= 0)
+        _check("optim", "ema", self.ema, "more than 0 and below 1", lambda value: 0 < value < 1)
         for name in ("lr", "clip"):
             _check("optim", name, getattr(self, name), "more than 0", lambda value: value > 0)
         for beta in self.betas:

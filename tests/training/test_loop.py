@@ -3,6 +3,9 @@
 import errno
 import json
 import math
+import os
+import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -204,6 +207,26 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     assert outcome.step == 8
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_what_a_kill_behind_the_last_state_has_prevented_is_done_on_resuming(tmp_path):
+    settings = {"save_every": 3, "validate_every": 8, "keep": 1}
+    train(toy_task(), toy_optim(epochs=2), RunSettings(tmp_path, **settings))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    checkpoints = tmp_path / "checkpoints"
+    assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000008"]
+    (checkpoints / "step-00000008").rename(checkpoints / "step-00000006")  # neither written nor pruned
+    shutil.rmtree(tmp_path / "adapter")
+    train(toy_task(seed=5), toy_optim(epochs=2), RunSettings(tmp_path, **settings))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
+
+
+def test_a_signal_before_the_first_step_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Monitor, "resume", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = train(toy_task(), toy_optim(epochs=2), RunSettings(tmp_path))
+    assert (outcome.step, outcome.signal) == (0, signal.SIGTERM)
+    monkeypatch.undo()
+    assert train(toy_task(), toy_optim(epochs=2), RunSettings(tmp_path)).step == 8
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):

@@ -134,7 +134,7 @@ def toy_optim(**settings: object) -> OptimSettings:
     )
 
 
-def toy_run(folder: Path, delay: float = 0.0, **settings: object) -> Outcome:
+def toy_run(folder: Path, delay: float = 0.0, ema: float | None = None, **settings: object) -> Outcome:
     """Begins or resumes the run that is killed."""
 
     def slowly(step: int) -> list[ToyBatch]:
@@ -142,7 +142,7 @@ def toy_run(folder: Path, delay: float = 0.0, **settings: object) -> Outcome:
         return batches_of_step(step)
 
     run = RunSettings(folder, **{"save_every": 3, "validate_every": 5, **settings})
-    return train(toy_task(dropout=0.3, batches=slowly), toy_optim(), run)
+    return train(toy_task(dropout=0.3, batches=slowly), toy_optim(ema=ema), run)
 
 
 def serve() -> None:
