@@ -21,7 +21,8 @@ from eval.errors import EvalError
 from eval.results import Result, file_digest, versions
 from eval.runner import Asker, answer, choose, noise_instead
 from eval.scienceqa import score
-from mma.folder import CONFIG, TENSORS, read_description
+from mma.folder import CONFIG, TENSORS
+from mma.storage import describe
 from models.build import BaseSettings, System, load
 
 
@@ -63,7 +64,7 @@ def evaluate(settings: Settings) -> Result:
     if not problems:
         raise EvalError(f"{settings.data}: split {settings.split!r} is empty; name another")
     folder = adapter_folder(settings.adapter)
-    description = read_description(folder)
+    description = describe(folder)
     prompt = prompt_of(settings, description)
     samples = [
         render(problem, prompt["format"], problem.picture(settings.data), prompt["captions"])

@@ -20,16 +20,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mma import difference, inspection, routing_report, verification
+from mma import routing_report
 from mma.average import average
-from mma.base_options import add_base_options, base_settings, named, with_options
-from mma.commands import Parser, hint, note, print_error, print_json, print_text
+from mma.cli import difference, inspection, verification
+from mma.cli.base_options import add_base_options, base_settings, named, with_options
+from mma.cli.stored import Stored, read_stored
+from mma.cli.terminal import Parser, hint, note, print_error, print_json, print_text
 from mma.config import MMAConfig
 from mma.errors import AdapterError
 from mma.folder import CONFIG
 from mma.hub import find
 from mma.lavin import from_lavin, load_lavin, read_lavin, to_lavin
-from mma.stored import Stored, read_stored
 
 if TYPE_CHECKING:
     from models.build import System

@@ -262,6 +262,7 @@ class Adapters(nn.Module):
     def load_adapter(self, path: Path | str, name: str = "default") -> None:
         """Reads an adapter folder, or one that PEFT saved a LoRA in, under a name and makes it active.
 
+        A path that is there is taken as it is; else `owner/name` is a repository of the Hub.
         Raises AdapterError when it was made for another base, or a tensor is missing, extra or misshapen;
         the model is then as it was.
         """

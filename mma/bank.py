@@ -3,14 +3,13 @@
 An adapter is folded when it comes: its routing table is evaluated once, and at every site its tensors go
 into a slot of a stack (`mma/bank_stack.py`). One pass over the base then serves all samples. The active
 adapter takes part from its own tensors, also while it is trained.
-
-Shapes: S slots, U slots in use, P pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -48,19 +47,22 @@ class AdapterBank:
             )
         if slots < 1:
             raise AdapterError(f"adapter: a bank of {slots} slots holds nothing; give it at least 1")
-        if adapters.bank is not None or adapters.merged is not None:
-            what = "a bank is open" if adapters.bank is not None else "an adapter is merged"
-            raise AdapterError(f"adapter: {what} on this model already; close or unmerge it first")
         self.adapters, self.slots, self.like = adapters, slots, like
         self._slot: dict[str, int] = {}
         self._configs: dict[str, AdapterConfig] = {}
         self._parameters: dict[str, int] = {}  # how many the adapter was trained with
         self._parts = nn.ModuleDict()
-        self._stacks: dict[Site, Stack] = {}
         with adapters.turns.changing("open a bank"):
-            for site in adapters.sites:
-                if site.kind == "norm" and like.placed(site.part, site.role, site.layer):
-                    self._stacks[site] = self._make_stack(site)
+            if adapters.bank is not None or adapters.merged is not None:
+                what = "a bank is open" if adapters.bank is not None else "an adapter is merged"
+                raise AdapterError(f"adapter: {what} on this model already; close or unmerge it first")
+            self._stacks = {
+                site: self._make_stack(site)
+                for site in adapters.sites
+                if site.kind == "norm" and like.placed(site.part, site.role, site.layer)
+            }
+            for site, stack in self._stacks.items():
+                adapters.places.put_stack(site, stack)
             adapters.bank = self
 
     @property
@@ -75,9 +77,9 @@ class AdapterBank:
 
     def load(self, path: Path | str, name: str) -> None:
         """Reads an adapter folder into a free slot; Raises AdapterError as `Adapters.load_adapter` does."""
-        self._check_room(name)
         adapters = self.adapters
         with adapters.turns.changing("load into the bank"):
+            self._check_room(name)
             before = adapters.active
             adapters.load_adapter(path, name)
             try:
@@ -92,11 +94,12 @@ class AdapterBank:
 
         Raises AdapterError when it does not fit the slots, or none is free.
         """
-        adapters, config = self.adapters, self.adapters.config_of(name)
-        if name not in self._slot:
-            self._check_room(name)
-        self._check_fits(name, config)
+        adapters = self.adapters
         with adapters.turns.changing("put an adapter into the bank"):
+            config = adapters.config_of(name)
+            if name not in self._slot:
+                self._check_room(name)
+            self._check_fits(name, config)
             adapters.refresh_table(name)
             slot = self._slot.get(name, min(set(range(self.slots)) - set(self._slot.values())))
             modules = dict(adapters.places.modules_of(name))
@@ -111,19 +114,21 @@ class AdapterBank:
 
     def remove(self, name: str) -> None:
         """Frees an adapter's slot."""
-        self._check_resident(name)
         with self.adapters.turns.changing("remove an adapter from the bank"):
+            self._check_resident(name)
             for stack in self._stacks.values():
                 stack.clear(self._slot[name])
             del self._slot[name], self._configs[name], self._parameters[name], self._parts[name]
 
     def close(self) -> None:
-        """Takes the bank off the model."""
+        """Takes the bank and all that is resident off the model; does nothing the second time."""
         with self.adapters.turns.changing("close the bank"):
-            self.adapters.bank = None
-            for site in self._stacks:
-                self.adapters.places.put_stack(site, None)
-            self._stacks.clear()
+            if self.adapters.bank is self:
+                self.adapters.bank = None
+                for site in self._stacks:
+                    self.adapters.places.put_stack(site, None)
+                for held in (self._stacks, self._slot, self._configs, self._parameters, self._parts):
+                    held.clear()
 
     def plan(
         self,
@@ -133,6 +138,10 @@ class AdapterBank:
         device: torch.device,
     ) -> BankPlan:
         """Which adapter answers each token of a packed batch, from one name (None: the base) per segment."""
+        if len(names) != len(lengths):
+            raise AdapterError(
+                f"adapter: {len(names)} adapters are named for {len(lengths)} samples; name one for each"
+            )
         return plan([self._answering(name) for name in names], modalities, lengths, device)
 
     def by_part(self, part: str, x: Tensor, names: Sequence[str | None], base: Tensor) -> Tensor:
@@ -140,7 +149,7 @@ class AdapterBank:
         out = base
         for name in dict.fromkeys(name for name in names if name is not None):
             rows = torch.tensor([row for row, other in enumerate(names) if other == name], device=x.device)
-            out = out.index_copy(0, rows, self._part(name, part)(x[rows]))
+            out = out.index_copy(0, rows, self._part(name, part).to(x.device)(x[rows]))
         return out
 
     def status(self) -> tuple[AdapterStatus, ...]:
@@ -162,14 +171,12 @@ class AdapterBank:
         )
 
     def _make_stack(self, site: Site) -> Stack:
-        like, tensor = self.like, next(self.adapters.model.get_submodule(site.path).parameters())
-        stack: Stack
+        like, model = self.like, self.adapters.model
+        # The type of the stream; a norm without parameters (OLMo's) tells nothing of it.
+        tensor = next(chain(model.get_submodule(site.path).parameters(), model.parameters())).detach()
         if site.part == "decoder":
-            stack = LowRankStack(self.slots, like.r, site.channels, len(like.modalities), tensor)
-        else:
-            stack = TokenRoutedStack(self.slots, like.r, site.channels, like.routes, tensor)
-        self.adapters.places.put_stack(site, stack)
-        return stack
+            return LowRankStack(self.slots, like.r, site.channels, len(like.modalities), tensor)
+        return TokenRoutedStack(self.slots, like.r, site.channels, like.routes, tensor)
 
     def _fill(self, stack: Stack, slot: int, module: SiteAdapter, config: AdapterConfig) -> None:
         if isinstance(stack, LowRankStack):
@@ -205,6 +212,8 @@ class AdapterBank:
             )
 
     def _check_room(self, name: str) -> None:
+        if self.adapters.bank is not self:
+            raise AdapterError("adapter: this bank is closed; open a new one")
         if name in self._slot:
             raise AdapterError(
                 f"adapter: there is already one named {name!r} in the bank; choose another name"
@@ -234,3 +243,9 @@ class AdapterBank:
                 f"adapter: {name!r} sits at {outside[0]}, where the bank has no slots; open it with its "
                 "placement"
             )
+        for key, parameter in self.adapters.trainable_parameters(name).items():
+            if not parameter.isfinite().all():  # in one product with all others it would spoil their samples
+                raise AdapterError(
+                    f"adapter: {key} of {name!r} is not finite, its training has failed; use an earlier "
+                    "checkpoint"
+                )

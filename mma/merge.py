@@ -125,13 +125,14 @@ class Merge:
         with torch.no_grad():
             delta, shift = first.dense()
             merged = nn.Parameter((weight.double() + delta).to(weight.dtype), requires_grad=False)
-            start = torch.zeros_like(shift) if bias is None else bias.double()
-            merged_bias = nn.Parameter((start + shift).to(weight.dtype), requires_grad=False)
+            self.tensors.append((module, weight_name, weight, merged))
+            if bias is not None or shift.any():  # a LoRA without a bias leaves a layer without one
+                start = 0 if bias is None else bias.double()
+                merged_bias = nn.Parameter((start + shift).to(weight.dtype), requires_grad=False)
+                self.tensors.append((module, bias_name, bias, merged_bias))
             others = {
                 m: low.minus(first).to(weight.dtype) for m, low in maps.items() if not low.equals(first)
             }
-        self.tensors.append((module, weight_name, weight, merged))
-        self.tensors.append((module, bias_name, bias, merged_bias))
         if others and attention:
             raise AdapterError(
                 f"adapter: {path} is a whole attention layer, which holds one modality only; merge for one"

@@ -35,7 +35,8 @@ PREFIX = "base_model.model."
 OUR_CONFIG, OUR_TENSORS = "mma_config.json", "mma_model.safetensors"
 EXPORTED = "exported_from"  # in the provenance of folders that nothing is lost with
 LEAVES = ("lora_A.weight", "lora_B.weight", "lora_B.bias")
-# Settings of PEFT that would make another computation, with the values that do not.
+# Settings of PEFT that would make another computation, with the values that do not. Which layers it was told
+# to take or to leave is no matter: the tensors say it.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "bias": ("none", None),
@@ -47,7 +48,6 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "fan_in_fan_out": (False, None),
     "alora_invocation_tokens": (None,),
-    "exclude_modules": (None, []),
 }
 # So do variants, those of later versions of PEFT too (use_..., ..._config), but for these: they say how a
 # start was found, or where things are kept.

@@ -62,7 +62,8 @@ class RoutingTables:
             if module.table is not None and module.table.shape == module.seen.shape:
                 module.table.copy_(module.seen)  # in place: captured graphs go on reading it
             else:
-                module.table = module.seen.detach().clone()
+                with torch.inference_mode(False):  # or it could not be written in place later
+                    module.table = module.seen.detach().clone()
         if not learning:
             self._keys[name] = key
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mma import folder, peft_folder
+from mma import folder, hub, peft_folder
 from mma.adapter import ModalityRouted
 from mma.config import AdapterConfig, LoraConfig
 from mma.errors import AdapterError
@@ -37,11 +37,12 @@ def save(adapters: Adapters, path: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def load(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """Settings and tensors of a folder, checked against the base of these adapters and against each other.
+    """Settings and tensors of a folder, or a repository of the Hub, checked against this base and each other.
 
     The tensors at the sites are compared before any module is made: settings that were tampered with may ask
     for more than the memory holds.
     """
+    path = hub.find(path)
     config, tensors = _read(adapters, path)
     try:
         shapes = adapters.places.shapes_of(config)
@@ -49,6 +50,15 @@ def load(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tenso
         raise AdapterError(f"{error} (in {path})") from error
     folder.check_tensors(path, tensors, shapes, complete=False)
     return config, tensors
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a folder says of its base and where it comes from; nothing where PEFT wrote it."""
+    description = folder.read_description(path)
+    if description["peft_type"] != LoraConfig.peft_type:
+        return description
+    ours = path / peft_folder.OUR_CONFIG
+    return folder.read_json(ours) if ours.is_file() else {}
 
 
 def _read(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:

@@ -13,7 +13,8 @@ import torch
 
 from mma import MMAConfig
 from mma.digest import digest
-from mma.folder import read_description
+from mma.hub import find
+from mma.storage import describe
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
 from models.tokenizer import SentencePieceTokenizer
@@ -127,8 +128,9 @@ def build_new(settings: BaseSettings, adapter: MMAConfig, device: torch.device |
 def load(
     path: Path | str, settings: BaseSettings | None = None, device: torch.device | str = "cpu"
 ) -> System:
-    """A base with the adapter of a folder; without settings, the base the folder names."""
-    recorded = read_description(Path(path)).get("base")
+    """A base with the adapter of a folder, or of a repository of the Hub; by default on the base it names."""
+    path = find(path)
+    recorded = describe(path).get("base")
     if settings is None:
         if not isinstance(recorded, dict):
             raise ModelError(f"base: {path} does not say which base it was made for; pass its settings")

@@ -20,7 +20,7 @@ from torch import Tensor
 from mma.adapters import Adapters
 from mma.errors import AdapterError
 from mma.export_card import export_card
-from mma.folder import CARD, write_folder
+from mma.folder import CARD, CONFIG, write_folder
 from mma.merge import MergeReport
 from mma.merging import one_modality
 from models.build import System
@@ -45,6 +45,10 @@ def export_merged(system: System, path: Path | str, modality: str | None = None)
     adapters, decoder = system.model.adapters, system.model.decoder
     with adapters.turns.changing("export an adapter"):
         modality, before = one_modality(adapters, modality), adapters.merged
+        if (Path(path) / CONFIG).is_file():
+            raise AdapterError(
+                f"adapter: {path} holds an adapter, which the merged decoder would replace; choose another name"
+            )
         _, names, weights = before.asked if before is not None else (None, None, None)
         report = adapters.merge_adapter(modality, names, weights)
         try:

@@ -190,7 +190,7 @@ def truncate(folder: Path) -> None:
 
 
 REFUSALS = {
-    "no folder": (shutil.rmtree, r"has no adapter_config\.json; name an adapter folder"),
+    "no folder": (shutil.rmtree, "there is no folder .* and it is no repository id"),
     "no config": (lambda f: (f / CONFIG).unlink(), r"has no adapter_config\.json; name an adapter folder"),
     "no tensors": (
         lambda f: (f / TENSORS).unlink(),

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mma.cli.stored import Stored, table
 from mma.config import BottleneckConfig, LoraConfig, MMAConfig, brief, plain
 from mma.errors import AdapterError
 from mma.folder import FLOATS, IDENTITY
 from mma.peft_folder import PLAIN
 from mma.routing_report import report_of
-from mma.stored import Stored, table
 
 COLUMNS, LABEL = 80, 13
 KINDS = {"MMA": "Mixture-of-modality adapter", "BOTTLENECK": "Bottleneck adapter", "LORA": "LoRA adapter"}

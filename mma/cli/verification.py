@@ -16,10 +16,10 @@ from torch import Tensor
 from mma import folder, peft_folder
 from mma.adapters import Adapters
 from mma.bank import AdapterBank
+from mma.cli.stored import Stored, table
 from mma.config import AdapterConfig, LoraConfig, brief
 from mma.errors import AdapterError
 from mma.merge import readers_of, weight_at
-from mma.stored import Stored, table
 
 COLUMNS, LABEL = 80, 11
 NAME = "default"  # of the adapter while it is on the base

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mma import AdapterError
-from mma.base_options import OPTIONS, add_base_options, base_settings, named, with_options
-from mma.commands import Parser
+from mma.cli.base_options import OPTIONS, add_base_options, base_settings, named, with_options
+from mma.cli.terminal import Parser
 from models.build import BaseSettings
 
 RECORDED = {

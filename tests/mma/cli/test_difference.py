@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from mma import LoraConfig, MMAConfig
-from mma.difference import Difference, compare, text
-from mma.stored import read_stored
-from tests.mma.saved import PROVENANCE, save
+from mma.cli.difference import Difference, compare, text
+from mma.cli.stored import read_stored
+from tests.mma.cli.saved import PROVENANCE, save
 from tests.small import edit_json, edit_tensors
 
 CONFIG = MMAConfig(r=4, temperature=1.0, projector_hidden=8)

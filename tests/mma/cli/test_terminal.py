@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from mma import commands
-from mma.commands import Parser, hint, note, print_error, print_json, print_text
+from mma.cli import terminal
+from mma.cli.terminal import Parser, hint, note, print_error, print_json, print_text
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_text_has_80_columns_but_for_code_and_paths(capsys):
 def test_a_note_is_for_what_takes_long(monkeypatch, capsys):
     with note("at once"):
         pass
-    monkeypatch.setattr(commands, "PATIENCE", 0.01)
+    monkeypatch.setattr(terminal, "PATIENCE", 0.01)
     with note("something long"):
         time.sleep(0.2)
     assert capsys.readouterr().err == "something long ...\n"

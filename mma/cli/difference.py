@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mma.cli.stored import Stored
 from mma.config import brief, plain
 from mma.folder import FLOATS
-from mma.stored import Stored
 
 COLUMNS, ROWS = 80, 12
 # Of a description, what is compared elsewhere, or follows from the rest.

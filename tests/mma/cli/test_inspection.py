@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mma import BottleneckConfig, LoraConfig, MMAConfig
-from mma.inspection import Inspection, inspect, text
-from mma.stored import read_stored
-from tests.mma.saved import save
+from mma.cli.inspection import Inspection, inspect, text
+from mma.cli.stored import read_stored
+from tests.mma.cli.saved import save
 from tests.small import edit_json, edit_tensors
 
 MIXTURE = MMAConfig(r=4, temperature=1.0, projector_hidden=8)

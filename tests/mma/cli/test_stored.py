@@ -7,8 +7,8 @@ import pytest
 import transformers
 
 from mma import AdapterError, BottleneckConfig, LoraConfig, MMAConfig
-from mma.stored import read_stored
-from tests.mma.saved import PROVENANCE, save
+from mma.cli.stored import read_stored
+from tests.mma.cli.saved import PROVENANCE, save
 from tests.small import edit_json, edit_tensors
 
 KINDS = [

@@ -1,0 +1,1 @@
+"""What stands behind `python -m mma`: reading a folder without its base, and telling about it."""
