@@ -276,7 +276,7 @@ class Adapters(nn.Module):
         old tensors. A bank that holds the adapter too gets the new ones. Raises AdapterError as
         `load_adapter` does; the adapter is then as it was.
         """
-        config, tensors = storage.load(self, Path(path))
+        config, tensors = storage.read(self, Path(path))
         with self.turns.changing("swap an adapter"):
             held = self.configs[self._chosen(name)]
             self._check_unmerged("swap an adapter")

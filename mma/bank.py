@@ -101,7 +101,9 @@ class AdapterBank:
                 self._check_room(name)
             self._check_fits(name, config)
             adapters.refresh_table(name)
-            slot = self._slot.get(name, min(set(range(self.slots)) - set(self._slot.values())))
+            self._check_finite(name)
+            free = (slot for slot in range(self.slots) if slot not in self._slot.values())
+            slot = self._slot[name] if name in self._slot else next(free)
             modules = dict(adapters.places.modules_of(name))
             for site, stack in self._stacks.items():
                 if site in modules:
@@ -243,8 +245,16 @@ class AdapterBank:
                 f"adapter: {name!r} sits at {outside[0]}, where the bank has no slots; open it with its "
                 "placement"
             )
-        for key, parameter in self.adapters.trainable_parameters(name).items():
-            if not parameter.isfinite().all():  # in one product with all others it would spoil their samples
+
+    def _check_finite(self, name: str) -> None:
+        """In one product with all others, a value that is not finite would spoil the samples of others."""
+        adapters = self.adapters
+        tensors: dict[str, Tensor] = dict(adapters.trainable_parameters(name))
+        for site, module in adapters.places.modules_of(name):
+            if isinstance(module, ModalityRouted) and module.table is not None:
+                tensors[f"the routing table at {site.path}"] = module.table
+        for key, tensor in tensors.items():
+            if not tensor.isfinite().all():
                 raise AdapterError(
                     f"adapter: {key} of {name!r} is not finite, its training has failed; use an earlier "
                     "checkpoint"

@@ -5,6 +5,7 @@ Everything is computed before anything changes places, so a merge that is refuse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from mma.adapter import SiteAdapter
-from mma.config import LoraConfig
+from mma.config import LoraConfig, brief
 from mma.digest import digest
 from mma.errors import AdapterError
 from mma.lowrank import LowRank, weighted_sum
@@ -213,6 +214,8 @@ def _check_summable(adapters: Adapters, names: Sequence[str], weights: Sequence[
         raise AdapterError(
             f"adapter: {len(names)} adapters and {len(weights)} weights; name each once, with a weight"
         )
+    if not all(math.isfinite(weight) for weight in weights):
+        raise AdapterError(f"adapter: the weights are {brief(weights)}; each must be a finite number")
     linear = {isinstance(adapters.config_of(name), LoraConfig) for name in names}
     places = {tuple(site for site, _ in adapters.places.modules_of(name)) for name in names}
     if len(linear) > 1 or len(places) > 1:

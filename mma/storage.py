@@ -37,13 +37,12 @@ def save(adapters: Adapters, path: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def load(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """Settings and tensors of a folder, or a repository of the Hub, checked against this base and each other.
+    """What `read` reads, the tensors checked against the settings.
 
-    The tensors at the sites are compared before any module is made: settings that were tampered with may ask
-    for more than the memory holds.
+    Those at the sites are compared before any module is made: settings that were tampered with may ask for
+    more than the memory holds.
     """
-    path = hub.find(path)
-    config, tensors = _read(adapters, path)
+    config, tensors = read(adapters, path)
     try:
         shapes = adapters.places.shapes_of(config)
     except AdapterError as error:
@@ -61,7 +60,9 @@ def describe(path: Path) -> dict[str, Any]:
     return folder.read_json(ours) if ours.is_file() else {}
 
 
-def _read(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+def read(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """Settings and tensors of a folder, or a repository of the Hub, checked against this base."""
+    path = hub.find(path)
     if folder.read_description(path)["peft_type"] == LoraConfig.peft_type:
         config, tensors, description = peft_folder.read(path, adapters.sites, adapters.exported_name)
         if description:  # written here; a folder that PEFT wrote says nothing of the base's tensors

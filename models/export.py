@@ -47,7 +47,7 @@ def export_merged(system: System, path: Path | str, modality: str | None = None)
         modality, before = one_modality(adapters, modality), adapters.merged
         if (Path(path) / CONFIG).is_file():
             raise AdapterError(
-                f"adapter: {path} holds an adapter, which the merged decoder would replace; choose another name"
+                f"adapter: {path} holds an adapter, which the decoder would replace; choose another name"
             )
         _, names, weights = before.asked if before is not None else (None, None, None)
         report = adapters.merge_adapter(modality, names, weights)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from data.packing import PackedBatch
 from mma import Adapters
@@ -67,6 +70,18 @@ def their_logits(theirs: nn.Module, batch: PackedBatch, embeddings: Tensor | Non
             found.append(theirs(**given).logits[0])
         start += length
     return torch.cat(found)[batch.sources]
+
+
+def bare(system: System) -> nn.Module:
+    """The decoder of a system as `transformers` loads it."""
+    found: nn.Module = AutoModelForCausalLM.from_pretrained(system.settings.decoder).eval()
+    return found
+
+
+def settings_of(folder: Path, name: str = "adapter_config.json") -> dict[str, Any]:
+    """What a JSON file of a folder says."""
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
 
 
 def close(a: Tensor, b: Tensor, within: float) -> bool:

@@ -64,6 +64,7 @@ def test_unknown_words_are_refused(model):
         ("there is no modality 'audio'; choose text, image", {"modality": "audio"}),
         ("there is none named 'b'; held are", {"adapter_names": ["a", "b"]}),
         ("2 adapters and 1 weights", {"adapter_names": ["a", "mma"], "weights": [1.0]}),
+        (r"the weights are \(nan,\); each must be a finite number", {"weights": [float("nan")]}),
         ("2 adapters and 2 weights; name each once", {"adapter_names": ["a", "a"]}),
         ("a, lora do not sit at the same sites, so their sum is no merge", {"adapter_names": ["a", "lora"]}),
         ("none is active; set one first, or name those", {"adapter_names": []}),

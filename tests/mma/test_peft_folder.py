@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig as TheirConfig
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
 
 from data.packing import collate
 from mma import AdapterError, BottleneckConfig, LoraConfig, MMAConfig
-from mma.peft_folder import MOVES_BASE, PLAIN
 from models.build import load
 from tests.mma.conftest import picture, sample
-from tests.mma.oracles import BASES, close, logits, make_system, shake, their_logits
+from tests.mma.oracles import BASES, bare, close, logits, make_system, settings_of, shake, their_logits
 
 # PEFT says of a layer without a bias that LoRA's cannot be merged; transformers wants a new name of PEFT.
 pytestmark = [
@@ -50,11 +47,6 @@ def _empty(system):
         adapters.delete_adapter(name)
 
 
-def bare(system):
-    """The decoder of a system as `transformers` loads it."""
-    return AutoModelForCausalLM.from_pretrained(system.settings.decoder).eval()
-
-
 def with_peft(system, folder):
     """The same with a folder that PEFT loads onto it."""
     return PeftModel.from_pretrained(bare(system), folder).eval()
@@ -64,14 +56,6 @@ def embedded(system, batch):
     """What enters the decoder, the pictures' embeddings among it."""
     with torch.no_grad():
         return system.model.embed(batch).x
-
-
-def settings_of(folder, name=THEIRS):
-    return json.loads((folder / name).read_text())
-
-
-def change(folder, name=THEIRS, **settings):
-    (folder / name).write_text(json.dumps({**settings_of(folder, name), **settings}))
 
 
 # From here to PEFT
@@ -283,104 +267,3 @@ def test_a_folder_of_peft_can_be_trained_on_here(system, tmp_path):
     before = logits(system.model, READ)
     _train(lambda: system.model.loss(READ), adapters.trainable_parameters().values())
     assert system.model.loss(READ) < torch.nn.functional.cross_entropy(before, READ.targets, reduction="sum")
-
-
-# Refused
-
-FOREIGN = {
-    "use_dora": True,
-    "bias": "lora_only",
-    "modules_to_save": ["lm_head"],
-    "rank_pattern": {"q_proj": 2},
-    "alpha_pattern": {"q_proj": 2},
-    "layer_replication": [[0, 2], [1, 2]],
-    "trainable_token_indices": [3],
-    "target_parameters": ["weight"],
-    "fan_in_fan_out": True,
-    "alora_invocation_tokens": [1, 2],
-    "use_qalora": True,  # variants
-    "use_bdlora": {"nblocks": 2},
-    "kasa_config": {"beta": 1.0},
-    "use_something_new": True,
-    "new_config": {"x": 1},
-}
-
-
-@pytest.fixture
-def folder(system, tmp_path):
-    """A plain LoRA that PEFT wrote."""
-    model = get_peft_model(bare(system), TheirConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
-    model.save_pretrained(tmp_path / "theirs")
-    return tmp_path / "theirs"
-
-
-def test_every_setting_that_is_refused_is_tried():
-    assert PLAIN.keys() <= FOREIGN.keys()
-
-
-@pytest.mark.parametrize("key", sorted(FOREIGN))
-def test_what_peft_can_and_we_cannot_is_refused_by_name(system, folder, key):
-    adapters = system.model.adapters
-    for value in PLAIN.get(key, (False, None, {})):
-        change(folder, **{key: value})
-        adapters.load_adapter(folder, "a")
-        adapters.delete_adapter("a")
-    change(folder, **{key: FOREIGN[key]})
-    with pytest.raises(AdapterError, match=f"theirs was made with {key} .*, which cannot be computed here;"):
-        adapters.load_adapter(folder, "a")
-    assert adapters.names == ()
-
-
-@pytest.mark.parametrize("start", [*MOVES_BASE, "pissa_niter_16", "PiSSA"])
-def test_a_start_that_changed_the_base_is_refused(system, folder, start):
-    change(folder, init_lora_weights=start)
-    with pytest.raises(AdapterError, match=f"began as '{start}', which changes the base's weights too"):
-        system.model.adapters.load_adapter(folder)
-
-
-@pytest.mark.parametrize(
-    ("settings", "match"),
-    [
-        ({"use_dora": True}, "made with use_dora True"),
-        ({"bias": "all"}, "made with bias 'all'"),
-        ({"modules_to_save": ["norm"]}, r"made with modules_to_save \['norm'\]"),
-        ({"rank_pattern": {"q_proj": 2}}, "made with rank_pattern"),
-        ({"trainable_token_indices": [5]}, "made with trainable_token_indices"),
-        ({"init_lora_weights": "pissa"}, "began as 'pissa'"),
-        (
-            {"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]},
-            "has nothing for decoder.blocks.* train all the layers it targets in the same blocks",
-        ),
-    ],
-)
-def test_what_peft_itself_saved_so_is_refused(system, tmp_path, settings, match):
-    whole = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
-    get_peft_model(bare(system), TheirConfig(**whole)).save_pretrained(tmp_path / "theirs")
-    with pytest.raises(AdapterError, match=match):
-        system.model.adapters.load_adapter(tmp_path / "theirs")
-    assert system.model.adapters.names == ()
-
-
-def test_settings_that_make_no_sense_are_refused(system, folder):
-    for settings, match in (
-        ({"lora_alpha": 0}, "lora_alpha 0, so it adds nothing"),
-        ({"lora_alpha": -1}, r"alpha is -1; it must not be negative.*\(in .*adapter_config.json\)"),
-        ({"r": "four"}, r"r is 'four'; it must be a whole number \(in .*adapter_config.json\)"),
-        ({"r": 5}, "but the settings ask for"),
-        ({"lora_bias": True}, "lacks 4 tensors: .*lora_B.bias"),
-    ):
-        before = settings_of(folder)
-        change(folder, **settings)
-        with pytest.raises(AdapterError, match=match):
-            system.model.adapters.load_adapter(folder)
-        change(folder, **before)
-    tensors = load_file(folder / TENSORS)
-    for spoilt, match in (
-        ({}, "holds no LoRA tensors; save or fetch it again"),
-        ({**tensors, "base_model.model.x.lora_A.weight": torch.ones(1)}, "a tensor for .*x.lora_A.weight"),
-        ({name.removeprefix("base_model."): x for name, x in tensors.items()}, "which is no linear layer"),
-        (dict(list(tensors.items())[1:]), "lacks 1 tensors"),
-    ):
-        save_file(spoilt, folder / TENSORS)
-        with pytest.raises(AdapterError, match=match):
-            system.model.adapters.load_adapter(folder)

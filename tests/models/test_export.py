@@ -14,11 +14,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from data.packing import collate
+from data.sample import Tokens
 from mma import AdapterError, BottleneckConfig, LoraConfig, MMAConfig
 from models import export
 from models.attention import PackedAttention
 from models.build import build_base, current_digests
 from models.export import export_merged
+from models.generate import Sampling, generate
 from models.multimodal import PREFIX_CODE
 from tests.mma.conftest import picture, sample
 from tests.mma.oracles import BASES, close, logits, make_system, shake, their_logits
@@ -179,19 +181,26 @@ def test_the_code_of_the_readme_answers_about_a_picture(system, tmp_path, capsys
     assert code.strip() == PREFIX_CODE.format(slots=system.image_slots)
     _a_picture().save(tmp_path / "picture.png")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    given = []
-    monkeypatch.setattr(
-        theirs, "generate", lambda inputs_embeds: given.append(inputs_embeds) or torch.ones(1, 1)
-    )
+    given, answer = [], theirs.generate
+
+    def four_tokens(inputs_embeds):
+        given.append(inputs_embeds)
+        return answer(inputs_embeds=inputs_embeds, max_new_tokens=4, do_sample=False)
+
+    monkeypatch.setattr(theirs, "generate", four_tokens)
     monkeypatch.chdir(tmp_path)
     names = {"model": theirs}
     exec(compile(code, "README.md", "exec"), names)
-    assert given[0].shape[1] == len(names["head"]) + system.image_slots + len(names["prompt"])
+    head, prompt, slots = len(names["head"]), len(names["prompt"]), system.image_slots
+    assert given[0].shape[1] == head + slots + prompt
+    ids = (*names["head"], *[0] * slots, *names["prompt"])
+    places = tuple(range(head, head + slots))
+    tokens = Tokens("x", ids, (False,) * len(ids), places, "image", Path("picture.png"))
+    batch = collate([tokens], lambda _: system.preprocess(_a_picture()))
     with torch.no_grad():
-        pixels = system.preprocess(_a_picture())
-        prefix = system.model.project(pixels[None])
-    assert torch.equal(given[0][:, len(names["head"]) :][:, : system.image_slots], prefix)
-    assert capsys.readouterr().out
+        assert torch.equal(given[0][0], system.model.embed(batch).x)
+    (said,) = generate(system, batch, Sampling(4))
+    assert said == capsys.readouterr().out.rstrip("\n")
 
 
 def _a_picture():
@@ -237,7 +246,7 @@ def test_what_cannot_be_exported_is_refused(system, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for name, match in (
-        ("kept", "kept holds an adapter, which the merged decoder would replace; choose another name"),
+        ("kept", "kept holds an adapter, which the decoder would replace; choose another name"),
         ("full", "full exists and is not an adapter folder; choose another name"),
     ):
         before = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
