@@ -121,8 +121,7 @@ def run_merge(options: argparse.Namespace) -> None:
     with _checkout():
         from models.export import export_merged  # noqa: PLC0415, needs the libraries of models
     with note(f"merging, and writing {options.out}"):
-        report = system.model.adapters.merge_adapter(modality)
-        export_merged(system, options.out, modality)
+        report = export_merged(system, options.out, modality)
     print(f"wrote {options.out}")
     print_text(
         report,

@@ -250,6 +250,9 @@ def _flow(value: Any) -> str:
         # Without a point YAML takes 1e-05 for a word.
         return shown if "." in shown else shown.replace("e", ".0e")
     if isinstance(value, str):
-        word = PLAIN_YAML.fullmatch(value) and value.lower() not in YAML_WORDS
-        return value if word else json.dumps(value, ensure_ascii=not value.isprintable())
+        if PLAIN_YAML.fullmatch(value) and value.lower() not in YAML_WORDS:
+            return value
+        quoted = json.dumps(value, ensure_ascii=False)
+        # JSON writes some characters as two halves, of which YAML knows nothing.
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
     return _text(value) if type(value) is int else json.dumps(value)

@@ -7,6 +7,7 @@ fetched or sent. Knows nothing of models.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from mma.errors import AdapterError
 
 FILES = (folder.CONFIG, folder.TENSORS, folder.CARD, peft_folder.OUR_CONFIG, peft_folder.OUR_TENSORS)
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*", re.ASCII)
+# What huggingface_hub stumbles over when something else answers, such as the login page of a network.
+NO_HUB = (json.JSONDecodeError, TypeError, AttributeError, LookupError, AssertionError)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 Result = TypeVar("Result")
 
@@ -163,6 +166,7 @@ def _reason(error: BaseException, offline: bool) -> str:
             any_is(errors.RepositoryNotFoundError),
             "there is none that you may see; correct the name, or set HF_TOKEN",
         ),
+        (isinstance(error, NO_HUB), "what answers there is no Hub; check the network and HF_ENDPOINT"),
         (status & {401, 403}, "access is refused; set HF_TOKEN to a token that allows it"),
     ):
         if applies:

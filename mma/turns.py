@@ -27,7 +27,7 @@ class _Turn:
 
 
 class Turns:
-    """Gives turns in the order they are asked for."""
+    """Gives turns: who waits longest at the door is not overtaken by who asks again at once."""
 
     def __init__(self) -> None:
         self._next = threading.Lock()  # whoever is served next waits inside, the others wait for it

@@ -97,6 +97,34 @@ def test_the_adapter_can_be_loaded_and_says_where_it_comes_from(whole, world):
     assert f"{provenance['scores']['questions']} questions" in (whole / "adapter/README.md").read_text()
 
 
+def test_the_licence_of_the_data_is_told_and_scores_only_where_there_are_some(world):
+    folder = world / "licensed"
+    settings = ["--run.folder", str(folder), "--data.licence", "CC BY 4.0", "--data.validation", ""]
+    assert train.main([str(world / "recipe.yaml"), *settings, "--optim.max_steps", "2"]) == 0
+    provenance = json.loads((folder / "adapter/adapter_config.json").read_text())["provenance"]
+    assert provenance["data_licence"] == "CC BY 4.0"
+    assert provenance["scores"] is None
+    card = (folder / "adapter/README.md").read_text()
+    assert "| licence of the data | `CC BY 4.0` |" in card
+    assert "None are recorded." in card
+    assert str(world) not in card
+
+
+def test_scores_are_told_with_their_interval():
+    assert train.told(None, "val", 300) is None
+    told = train.told({"loss": 0.5, "accuracy": 279 / 300}, "val", 300)
+    assert told is not None
+    assert [round(end, 4) for end in told.pop("accuracy_interval")] == [0.8954, 0.9538]  # as in the README
+    assert told == {"loss": 0.5, "accuracy": 279 / 300, "questions": 300, "split": "val"}
+
+
+def test_recipes_name_the_licence_of_their_data():
+    licences = {"mini": "Apache-2.0", "scienceqa": "CC BY-NC-SA 4.0"}
+    for file in ROOT.rglob("recipes/**/*.yaml"):
+        recipe = train.recipe_reader().read(file)
+        assert recipe.data.licence == licences["scienceqa" if file.stem.startswith("scienceqa") else "mini"]
+
+
 def test_packing_does_not_change_the_order_of_the_samples(whole, world):
     folder = world / "packed"
     settings = ["--optim.tokens_per_batch", "4000", "--run.folder", str(folder), "--data.validation", ""]

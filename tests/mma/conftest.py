@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from data.packing import PackedBatch, collate
 from data.sample import Tokens
+from mma.__main__ import main
+from models.build import load
+from tests.mma.lavin_files import published, write
+from tests.small import World
 
 
 def picture(path: Path) -> Tensor:
@@ -33,3 +38,30 @@ def sample(name: str, length: int, slots: int) -> Tokens:
 def batch() -> PackedBatch:
     """One sample with a picture, one without."""
     return collate([sample("seen", 9, 2), sample("read", 6, 0)], picture)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must refuse, and gives its only line."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # a wrong command line, refused by argparse
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        # A slow machine may say what takes it so long.
+        lines = [line for line in printed.err.splitlines() if not line.endswith(" ...")]
+        assert (code, printed.out, len(lines)) == (2, "", 1), printed
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(world: World) -> Path:
+    """The world's adapter as LaVIN would have stored it."""
+    tensors = load(world.adapter).model.adapters.trainable_parameters()
+    return write(world.root / "checkpoint-19.pth", published(dict(tensors)), adapter_dim=4)

@@ -69,7 +69,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def refused(message: str, ask, *arguments, **named) -> None:
     with pytest.raises(AdapterError, match=message) as caught:
         ask(*arguments, **named)
-    print(caught.value)
     assert "\n" not in str(caught.value)
 
 
