@@ -143,7 +143,7 @@ FAULTS: dict[Callable[[Lab, Path, str], None], str] = {
     writes: "refused, and the model is not as it was",
     unpickles: "executed code in the folder",
     hangs: "Slow: 'no end after 0.2 s'",
-    computes: "took 0.1 s",
+    computes: "took 0.",
     fills_memory: "of memory",
 }
 
