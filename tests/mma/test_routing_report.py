@@ -207,6 +207,7 @@ def test_weights_have_the_same_colour_in_every_picture(tmp_path):
     assert colours(0.5) & colours(0.9) == {(255, 255, 255)}
     assert len(colours(0.5)) == 2
     assert colours(1.0) >= {(253, 231, 36), (68, 1, 84)}
+    assert colours(0.9) & colours(1.0) == {(255, 255, 255)}
 
 
 def test_a_picture_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch):
