@@ -42,15 +42,14 @@ YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 
 LOADING = """\
 ```python
-from mma.hub import find
 from models.build import load  # in a checkout of mma
 
-system = load(find("owner/name"))  # of this repository, or the path of a folder
+system = load("owner/name")  # this repository, or the path of a folder
 ```
 
-`load` looks for the base under the names below; `load(folder, BaseSettings(...))` names another place. On a
-model of your own, with `adapters` the `mma.Adapters` on it: `adapters.load_adapter(find("owner/name"))`.
-Another base than the digests say is refused."""
+It looks for the base under the names below; `load("owner/name", BaseSettings(...))` names another place. On
+a model of your own, with `adapters` the `mma.Adapters` on it: `adapters.load_adapter("owner/name")`. Another
+base than the digests say is refused."""
 LOADING_WITH_PEFT = """
 `peft.PeftModel.from_pretrained(base_model, "owner/name")` loads the LoRA as well, without what PEFT has no
 place for (projector and modality tokens)."""

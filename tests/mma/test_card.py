@@ -54,7 +54,7 @@ def test_it_tells_what_a_reader_asks():
         "| seed | `3` |",
     ):
         assert row in lines
-    assert "system = load(find(" in text
+    assert 'system = load("owner/name")' in text
     recipe = text.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(recipe)["optim"] == {"lr": 1e-05, "epochs": 20}
 
