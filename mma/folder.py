@@ -27,6 +27,7 @@ from torch import Tensor
 from mma.card import model_card
 from mma.config import CONFIGS, AdapterConfig, LoraConfig, MMAConfig, brief, plain
 from mma.errors import AdapterError
+from mma.tensor_file import views
 
 FORMAT_VERSION = "1.1"
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -106,10 +107,10 @@ def read_tensors(file_path: Path) -> dict[str, Tensor]:
     if not os.path.isfile(file_path):
         raise AdapterError(f"adapter: {file_path.parent} has no {file_path.name}; the folder is incomplete")
     try:
-        _check_header(file_path)
-        # The tensors are views of the file: nothing of them is read before their shapes are checked.
-        with safe_open(file_path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header, start = _read_header(file_path)
+        with safe_open(file_path, framework="pt"):  # checks types, shapes and places
+            # Nothing of a tensor is read before its shape is compared with the settings.
+            return views(file_path, header, start)
     # PyTorch raises the last two for shapes and files that no machine holds.
     except (SafetensorError, OSError, ValueError, RecursionError, TypeError, RuntimeError) as error:
         raise AdapterError(
@@ -241,14 +242,17 @@ def _short(digest: object) -> str:
     return plain(digest)[:12]
 
 
-def _check_header(file_path: Path) -> None:
-    """Refuses a header that is too long to be one, or names a tensor twice; the rest safetensors checks."""
+def _read_header(file_path: Path) -> tuple[dict[str, Any], int]:
+    """A header and where it ends; refused if it is too long to be one, or names a tensor twice."""
     with file_path.open("rb") as file:
         size = min(file_path.stat().st_size, 8)
         length = int.from_bytes(file.read(size), "little")
         if length > LARGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
-        _parsed(file.read(length))
+        header = _parsed(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("a header that is no table")
+    return header, 8 + length
 
 
 def _parsed(content: bytes) -> Any:

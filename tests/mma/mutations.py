@@ -158,8 +158,10 @@ class Lab:
 def wrong_with_message(message: str, path: Path) -> list[str]:
     """What a user could not use in a refusal."""
     found = []
-    # A path that is too long, or that no terminal can show, may be cut and escaped.
-    if str(path) not in message and repr(str(path))[1:100] not in message:
+    shown = str(path)
+    if len(shown) > 200 or not shown.isprintable():  # such a one may be cut and escaped
+        shown = repr(shown)[1:100]
+    if shown not in message:
         found.append(f"the message does not name the folder: {message[:300]!r}")
     rest = message.replace(str(path), "")
     if not rest.isprintable():

@@ -98,17 +98,16 @@ def test_a_thousand_swaps_take_no_memory(tiny_system, folders):
     held = resident()
     swap(1000)
     gc.collect()
-    assert resident() - held < 2**22  # 1,000 copies of this adapter would be 30 MB
+    assert resident() - held < 2**20  # 1,000 copies of this adapter would be 30 MB
     tracemalloc.start()
     try:
-        swap(20)
+        swap(300)  # until Python's own free lists are full
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        swap(50)
+        swap(500)
         gc.collect()
-        # safetensors 0.8 itself keeps about 60 bytes for every tensor that it reads.
-        theirs = 50 * 64 * len(adapters.trainable_parameters())
-        assert tracemalloc.get_traced_memory()[0] - before < theirs + 10_000
+        # 40 bytes a swap; a reader that keeps 60 bytes of every tensor would take 2,000.
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000
     finally:
         tracemalloc.stop()
 
