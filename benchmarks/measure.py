@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from mma import Adapters, MMAConfig
+from models.build import BaseSettings, layout_of
 from models.decoder import Decoder, DecoderConfig
 from models.multimodal import MultimodalLM
-from models.tower import Tower, TowerSpec, read_spec
+from models.tower import Features, Tower, TowerSpec, read_spec
 
 CPU_SMALL = DecoderConfig(512, 8, 8, 8, 1376, vocab_size=32_000)
 TINY_TOWER = {
@@ -123,10 +124,13 @@ def small_model(quick: bool = False, tower: TowerSpec | None = None) -> Multimod
     where no picture is looked at.
     """
     torch.manual_seed(0)
-    if not quick:
-        return MultimodalLM(Decoder(CPU_SMALL), Tower(tower or read_spec("ViT-B-32"))).eval()
-    decoder = Decoder(DecoderConfig(64, 2, 4, 4, 96, vocab_size=500))
-    return MultimodalLM(decoder, Tower(TowerSpec(TINY_TOWER, {}), every=1)).eval()
+    if quick:
+        decoder = Decoder(DecoderConfig(64, 2, 4, 4, 96, vocab_size=500))
+        spec, features = TowerSpec(TINY_TOWER, {}), Features(every=1)
+    else:
+        decoder, spec, features = Decoder(CPU_SMALL), tower or read_spec("ViT-B-32"), Features()
+    seen = Tower(spec, features)
+    return MultimodalLM(decoder, seen, layout_of(BaseSettings(), spec, seen)).eval()
 
 
 def add_random(adapters: Adapters, name: str, config: MMAConfig, seed: int) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.measure import add_random, against, main, milliseconds, ratio, small_model, table, take_turns
 from data.packing import PackedBatch, collate
+from data.pictures import Prepared
 from data.sample import Tokens
 from mma import MMAConfig
 from models.build import System
@@ -69,12 +70,12 @@ def _prompts(count: int, length: int, vocabulary: int) -> PackedBatch:
     for index in range(count):
         ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
         samples.append(Tokens(f"p{index}", tuple(ids), (False,) * length, (), "text", None))
-    return collate(samples, lambda path: torch.empty(0))
+    return collate(samples, lambda path: Prepared(torch.empty(0), (0, 0)))
 
 
 def _run(model: MultimodalLM, batch: PackedBatch, tokens: int) -> Callable[[], object]:
     """One answer of so many tokens to every row."""
-    system = System(model, _Numbers(), None, None)  # type: ignore[arg-type]
+    system = System(model, _Numbers(), None)  # type: ignore[arg-type]
     return lambda: generate(system, batch, Sampling(max_new_tokens=tokens))
 
 

@@ -1,9 +1,10 @@
-"""Checks a data set, or writes the mini world as one.
+"""Checks data sets, or writes the mini world as one.
 
     python -m data check DIR --tokenizer assets/mini/decoder/tokenizer.model --max-tokens 512
+    python -m data check chats.json captions.jsonl --images pictures --template vicuna_v1
     python -m data mini DIR --problems 3000 --seed 0
 
-`check` prints every fault it finds and a table of the splits, and exits with 2 when there is a fault.
+`check` prints every fault it finds and a table of what there is, and exits with 2 when there is a fault.
 """
 
 from __future__ import annotations
@@ -13,45 +14,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
-
 from data.check import LengthRule, check
 from data.commands import Parser, print_error
 from data.errors import DataError
 from data.mini.generate import generate
+from data.pictures import slot_counter
 from data.prompts import FORMATS, require_format
-from data.report import report
-from data.template import LavinTemplate
+from data.report import report, report_sources
+from data.source import RowSource, SourceSettings
+from data.source_check import TokenRule, check_sources
+from data.template import TEMPLATES, Template, make_template
 
-# Lengths are those of the published layout: the tower's class token after every fourth of 24 blocks.
+# Those of the published layout: the tower's class token after every fourth of 24 blocks.
 IMAGE_SLOTS = 6
-
-
-class LengthTokenizer:
-    """A SentencePiece model as far as lengths need it; `models.tokenizer` has the one for use."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise DataError(f"there is no tokenizer {path}; name a SentencePiece tokenizer.model")
-        self._model = SentencePieceProcessor()
-        try:
-            self._model.LoadFromSerializedProto(path.read_bytes())
-        except RuntimeError as error:
-            raise DataError(f"{path} is not a SentencePiece model; name a tokenizer.model") from error
-        self.bos_id: int = self._model.bos_id()
-        self.eos_id: int = self._model.eos_id()
-        self._line_break = len(self._model.encode("\n"))
-
-    def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        """Ids of a text, without begin or end."""
-        if continues:
-            # A line break keeps the dummy space away from the text and merges with nothing.
-            return list(self._model.encode("\n" + text)[self._line_break :])
-        return list(self._model.encode(text))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
-        return str(self._model.decode(list(ids)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,15 +42,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_check(options: argparse.Namespace) -> int:
     """`check`: prints faults and counts."""
     require_format(options.format)
-    rule = None
-    if options.tokenizer is not None:
-        template = LavinTemplate(LengthTokenizer(options.tokenizer), IMAGE_SLOTS)
-        rule = LengthRule(template, options.format, options.max_tokens)
-    elif options.max_tokens is not None:
-        raise DataError("--max-tokens needs lengths; name a SentencePiece model with --tokenizer")
-    result = check(options.folder, rule)
-    print(report(result))
-    return 2 if result.faults else 0
+    missing = [path for path in options.paths if not path.exists()]
+    if missing:
+        raise DataError(
+            f"there is no folder {missing[0]}; name the one that holds problems.json, or a file of rows"
+        )
+    template = _template(options)
+    faults = 0
+    for folder in filter(Path.is_dir, options.paths):
+        rule = None if template is None else LengthRule(template, options.format, options.max_tokens)
+        result = check(folder, rule)
+        faults += len(result.faults)
+        print(report(result))
+    if files := [path for path in options.paths if not path.is_dir()]:
+        sources = [RowSource(SourceSettings(path, options.images)) for path in files]
+        limit = None if template is None else TokenRule(template, options.max_tokens)
+        found = check_sources(sources, limit)
+        faults += len(found.faults)
+        print(report_sources(found))
+    return 2 if faults else 0
+
+
+def _template(options: argparse.Namespace) -> Template | None:
+    """What lengths are measured with, where a tokenizer is given."""
+    if options.tokenizer is None:
+        if options.max_tokens is not None:
+            raise DataError("--max-tokens needs lengths; name a tokenizer with --tokenizer")
+        return None
+    if options.slots < 0:
+        raise DataError(f"--slots is {options.slots}; give the tokens of a picture, 0 or more")
+    from models.tokenizer import load_tokenizer  # noqa: PLC0415 - the command alone needs it
+
+    try:
+        tokenizer = load_tokenizer(options.tokenizer)
+        return make_template(options.template, tokenizer, slot_counter(options.slots))
+    except ValueError as error:  # the error class of models, which data does not know
+        raise DataError(str(error)) from error
 
 
 def run_mini(options: argparse.Namespace) -> int:
@@ -86,17 +88,30 @@ def run_mini(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m data", description="Data sets in ScienceQA's layout.")
+    parser = Parser(prog="python -m data", description="Checks data sets and writes one.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    checking = commands.add_parser("check", help="report every fault of a data set at once")
+    checking = commands.add_parser("check", help="report every fault of data sets at once")
     checking.set_defaults(run=run_check)
-    checking.add_argument("folder", type=Path, help="the folder that holds problems.json")
+    checking.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="a file of rows, or the folder of a problems.json"
+    )
+    checking.add_argument(
+        "--images", type=Path, metavar="DIR", help="where the rows' picture names start (default: the file's)"
+    )
     checking.add_argument(
         "--format", default="QCM-ALE", metavar="NAME", help=f"whose lengths to show: {', '.join(FORMATS)}"
     )
-    checking.add_argument("--tokenizer", type=Path, metavar="FILE", help="SentencePiece model: show lengths")
-    checking.add_argument("--max-tokens", type=int, metavar="N", help="report problems longer than this")
+    checking.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="a decoder's tokenizer: show lengths"
+    )
+    checking.add_argument(
+        "--template", default="lavin", metavar="NAME", help=f"whose lengths to show: {', '.join(TEMPLATES)}"
+    )
+    checking.add_argument(
+        "--slots", type=int, default=IMAGE_SLOTS, metavar="N", help="tokens of a picture (default 6)"
+    )
+    checking.add_argument("--max-tokens", type=int, metavar="N", help="report samples longer than this")
 
     mini = commands.add_parser("mini", help="write a data set of the mini world")
     mini.set_defaults(run=run_mini)

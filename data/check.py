@@ -20,7 +20,7 @@ from data.lengths import first_ids
 from data.pictures import open_picture
 from data.prompts import render
 from data.scienceqa import Problem, load_captions, load_rows, load_splits, problem_of, row_faults
-from data.template import LavinTemplate
+from data.template import Template
 
 DISJOINT_SPLITS = ("train", "val", "test")
 
@@ -49,7 +49,7 @@ class SplitCounts:
 class LengthRule:
     """How the length of a problem in training is measured, and its limit if there is one."""
 
-    template: LavinTemplate
+    template: Template
     format: str
     max_tokens: int | None = None
 
@@ -87,9 +87,7 @@ def check(root: Path, rule: LengthRule | None = None) -> CheckResult:
     faults.extend(_picture_faults(root, problems))
     lengths: dict[str, int] = {}
     if rule is not None:
-        lengths = {
-            p.pid: rule.length(p, root) for p in _progress(problems.values(), "lengths", len(problems))
-        }
+        lengths = {p.pid: rule.length(p, root) for p in progress(problems.values(), "lengths", len(problems))}
         faults.extend(_long_problems(splits, lengths, rule))
     return CheckResult(
         tuple(faults), {name: _counts(pids, problems, lengths) for name, pids in splits.items()}
@@ -143,7 +141,7 @@ def _picture_faults(root: Path, problems: Mapping[str, Problem]) -> Iterator[Fau
     # Decoding leaves the interpreter lock, so threads use every core.
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda problem: _picture_fault(root, problem), waiting)
-        for fault in _progress(found, "pictures", len(waiting)):
+        for fault in progress(found, "pictures", len(waiting)):
             if fault is not None:
                 yield fault
 
@@ -185,7 +183,7 @@ def _counts(pids: list[str], problems: Mapping[str, Problem], lengths: Mapping[s
     return counts
 
 
-def _progress(items: Iterable[T], name: str, total: int) -> Iterable[T]:
+def progress(items: Iterable[T], name: str, total: int) -> Iterable[T]:
     """The same items, with a bar on stderr once they have taken two seconds."""
     bar: Iterable[T] = tqdm(items, desc=name, total=total, delay=2, leave=False)
     return bar

@@ -7,12 +7,15 @@ elsewhere. How a step is packed into micro-batches never changes what the step h
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.errors import DataError
+from data.order import keyed_order
 from data.packing import pack
 from data.sample import Tokens
 
@@ -30,7 +33,7 @@ class EpochOrder:
 
     def permutation(self, epoch: int) -> tuple[int, ...]:
         """All sample indices in the order of an epoch (from 0)."""
-        return _permutation(self.n_samples, self.seed, epoch)
+        return tuple(_permutation(self.n_samples, self.seed, epoch).tolist())
 
     def steps_per_epoch(self, effective_batch: int) -> int:
         """How many steps an epoch takes; its last may be smaller."""
@@ -41,19 +44,17 @@ class EpochOrder:
         if effective_batch < 1:
             raise DataError(f"the effective batch is {effective_batch}; it takes at least one sample")
         epoch, within = divmod(step, self.steps_per_epoch(effective_batch))
-        return self.permutation(epoch)[within * effective_batch : (within + 1) * effective_batch]
+        order = _permutation(self.n_samples, self.seed, epoch)
+        return tuple(order[within * effective_batch : (within + 1) * effective_batch].tolist())
 
 
-def micro_batches(tokens: Sequence[Tokens], indices: Sequence[int], budget: int) -> list[list[Tokens]]:
-    """The samples of one step in groups of at most `budget` tokens."""
-    chosen = [tokens[index] for index in indices]
+def micro_batches(tokens: Sequence[Tokens | None], indices: Sequence[int], budget: int) -> list[list[Tokens]]:
+    """The samples of one step in groups of at most `budget` tokens; None is a sample that was left out."""
+    chosen = [sample for index in indices if (sample := tokens[index]) is not None]
     groups = pack([len(sample) for sample in chosen], budget, [sample.sample_id for sample in chosen])
     return [[chosen[index] for index in group] for group in groups]
 
 
 @lru_cache(maxsize=4)
-def _permutation(n_samples: int, seed: int, epoch: int) -> tuple[int, ...]:
-    def rank(index: int) -> bytes:
-        return hashlib.sha256(f"{seed} {epoch} {index}".encode()).digest()
-
-    return tuple(sorted(range(n_samples), key=rank))
+def _permutation(n_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return keyed_order(n_samples, f"{seed} {epoch}")

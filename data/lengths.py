@@ -69,15 +69,20 @@ def _truncated(sample: Tokens, max_tokens: int) -> Tokens:
     excess = len(sample) - max_tokens
     if excess <= 0:
         return sample
-    prompt = sample.supervised.count(False) - sample.head
-    if excess >= prompt:
+    slots = set(sample.slots)
+    answer = sample.supervised.index(True) if True in sample.supervised else len(sample)
+    prompt = [index for index in range(sample.head, answer) if index not in slots]
+    if excess >= len(prompt):
         raise DataError(
-            f"sample {sample.sample_id} needs {len(sample) - prompt} tokens without its prompt, which leaves "
-            f"none of {max_tokens} for it; raise the limit or choose long=drop"
+            f"sample {sample.sample_id} needs {len(sample) - len(prompt)} tokens without its prompt, which "
+            f"leaves none of {max_tokens} for it; raise the limit or choose long=drop"
         )
-    kept = slice(sample.head + excess, None)
+    cut = set(prompt[:excess])
+    kept = [index for index in range(len(sample)) if index not in cut]
+    moved = {index: place for place, index in enumerate(kept)}
     return replace(
         sample,
-        ids=sample.ids[: sample.head] + sample.ids[kept],
-        supervised=sample.supervised[: sample.head] + sample.supervised[kept],
+        ids=tuple(sample.ids[index] for index in kept),
+        supervised=tuple(sample.supervised[index] for index in kept),
+        slots=tuple(moved[slot] for slot in sample.slots),
     )

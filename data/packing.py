@@ -1,6 +1,7 @@
 """Samples of any length in one flat batch without padding.
 
-Axes: N tokens of S segments (one per sample), M image slots, P pictures, L supervised positions.
+Axes: N tokens of S segments (one per sample), M image slots, P pictures, V views of them (a picture can be
+shown as several), L supervised positions.
 Knows nothing of text: it sees token ids, and opens pictures through the function it is given.
 """
 
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.pictures import Prepared
 from data.sample import Tokens
+
+LoadPicture = Callable[[Path], Prepared]
 
 
 @dataclass
@@ -27,7 +31,8 @@ class PackedBatch:
     lengths: tuple[int, ...]  # S
     modalities: tuple[str, ...]  # S
     slots: Tensor  # int64[M], flat positions filled with picture features, in order
-    pictures: Tensor | None  # float32[P, 3, H, W] of the segments that have one, in order
+    pictures: Tensor | None  # float32[V, 3, H, W], the views of all pictures, in order
+    sizes: tuple[tuple[int, int], ...]  # P, width and height of each picture's file
     sources: Tensor  # int64[L], flat position that predicts
     targets: Tensor  # int64[L], id it must predict
     sample_ids: tuple[str, ...]  # S
@@ -46,8 +51,8 @@ class PackedBatch:
         )
 
 
-def collate(tokens: Sequence[Tokens], load_picture: Callable[[Path], Tensor]) -> PackedBatch:
-    """One batch of the samples in their order; `load_picture` gives float32[3, H, W]."""
+def collate(tokens: Sequence[Tokens], load_picture: LoadPicture) -> PackedBatch:
+    """One batch of the samples in their order."""
     if not tokens:
         raise ValueError("a batch needs at least one sample")
     ids: list[int] = []
@@ -64,13 +69,15 @@ def collate(tokens: Sequence[Tokens], load_picture: Callable[[Path], Tensor]) ->
             if is_target:
                 sources.append(start + index - 1)
                 targets.append(sample.ids[index])
+    prepared = _prepared(tokens, load_picture)
     return PackedBatch(
         ids=torch.tensor(ids, dtype=torch.int64),
         positions=torch.tensor(positions, dtype=torch.int64),
         lengths=tuple(len(sample) for sample in tokens),
         modalities=tuple(sample.modality for sample in tokens),
         slots=torch.tensor(slots, dtype=torch.int64),
-        pictures=_pictures(tokens, load_picture),
+        pictures=torch.cat([picture.views for picture in prepared]) if prepared else None,
+        sizes=tuple(picture.size for picture in prepared),
         sources=torch.tensor(sources, dtype=torch.int64),
         targets=torch.tensor(targets, dtype=torch.int64),
         sample_ids=tuple(sample.sample_id for sample in tokens),
@@ -108,17 +115,17 @@ def _refuse_longer(lengths: Sequence[int], budget: int, ids: Sequence[str] | Non
             )
 
 
-def _pictures(tokens: Sequence[Tokens], load_picture: Callable[[Path], Tensor]) -> Tensor | None:
-    """float32[P, 3, H, W], or None when no sample has a picture."""
-    pictures: list[Tensor] = []
+def _prepared(tokens: Sequence[Tokens], load_picture: LoadPicture) -> list[Prepared]:
+    """Every picture of the samples, in order."""
+    pictures: list[Prepared] = []
     for sample in tokens:
-        if sample.image is None:
-            continue
-        picture = load_picture(sample.image)
-        if pictures and picture.shape != pictures[0].shape:
-            raise DataError(
-                f"picture of sample {sample.sample_id} ({sample.image}) is {tuple(picture.shape)} after "
-                f"preprocessing, others are {tuple(pictures[0].shape)}; preprocessing must give one size"
-            )
-        pictures.append(picture)
-    return torch.stack(pictures) if pictures else None
+        for path in sample.images:
+            picture = load_picture(path)
+            shape, wanted = picture.views.shape[1:], (pictures or [picture])[0].views.shape[1:]
+            if shape != wanted:
+                raise DataError(
+                    f"picture of sample {sample.sample_id} ({path}) is {tuple(shape)} after preprocessing, "
+                    f"others are {tuple(wanted)}; preprocessing must give one size"
+                )
+            pictures.append(picture)
+    return pictures

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.errors import DataError
+from data.sample import SlotsOf
 
 if TYPE_CHECKING:  # importing torch takes seconds, which `python -m data check` need not wait
     from torch import Tensor
@@ -28,18 +31,37 @@ MAX_PIXELS = 50_000_000
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the tower sees it, and the size of its file."""
+
+    views: Tensor  # float32[V, 3, H, W]
+    size: tuple[int, int]  # width, height
+
+
 def open_picture(path: Path) -> Image.Image:
     """The picture of a file as RGB, over white where it is transparent; only the first of an animation."""
+    with _named_errors(path), Image.open(path) as picture:
+        # The header is read by now, the pixels are not.
+        _allowed(path, picture.size)
+        if picture.mode == "F":
+            raise DataError(f"{path} has 32-bit float pixels of unknown range; save it with 8 bits")
+        picture.load()
+        return to_rgb(picture)
+
+
+def _allowed(path: Path, size: tuple[int, int]) -> tuple[int, int]:
+    """The size of a picture that is not too large to decode."""
+    if size[0] * size[1] > MAX_PIXELS:
+        raise _too_large(path, f"{size[0]} x {size[1]} pixels")
+    return size
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Every way a picture file can be wrong, in one line with its name."""
     try:
-        with Image.open(path) as picture:
-            # The header is read by now, the pixels are not.
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise _too_large(path, f"{width} x {height} pixels")
-            if picture.mode == "F":
-                raise DataError(f"{path} has 32-bit float pixels of unknown range; save it with 8 bits")
-            picture.load()
-            return to_rgb(picture)
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, "too many pixels") from error
     except FileNotFoundError as error:
@@ -77,13 +99,34 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def picture_loader(
     preprocess: Callable[[Image.Image], Tensor], max_items: int = 0
-) -> Callable[[Path], Tensor]:
-    """What `collate` calls: path to float32[3, H, W]; the last `max_items` results are kept in memory."""
+) -> Callable[[Path], Prepared]:
+    """What `collate` calls: path to views; the last `max_items` results are kept in memory."""
 
-    def load(path: Path) -> Tensor:
-        return preprocess(open_picture(path))
+    def load(path: Path) -> Prepared:
+        picture = open_picture(path)
+        return Prepared(preprocess(picture), picture.size)
 
     return lru_cache(maxsize=max_items)(load) if max_items else load
+
+
+def slot_counter(fixed: int | None, of_size: Callable[[int, int], int] | None = None) -> SlotsOf:
+    """The slots of a picture: the same for all, or by the width and height that its header tells."""
+    if fixed is not None:
+        return lambda path: fixed
+    assert of_size is not None, "where slots depend on the size, a function of it is given"
+    counted = of_size
+
+    @cache
+    def count(path: Path) -> int:
+        return counted(*picture_size(path))
+
+    return count
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file, from its header alone."""
+    with _named_errors(path), Image.open(path) as picture:
+        return _allowed(path, picture.size)
 
 
 def _too_large(path: Path, size: str) -> DataError:

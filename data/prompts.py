@@ -43,7 +43,7 @@ def render(problem: Problem, format: str, image_path: Path | None, captions: boo
         id=problem.pid,
         prompt=_prompt(problem, prompt_parts, captions),
         response=_response(problem, response_parts, options[problem.answer]),
-        image=image_path,
+        images=() if image_path is None else (image_path,),
         options=options,
         gold=problem.answer,
     )

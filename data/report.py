@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean, median
 
 from data.check import CheckResult, Fault, SplitCounts
+from data.source_check import SourceCounts, SourcesResult
 
 # Percentile of the lengths -> what stands over its column.
 HEADINGS = {50: "tokens p50", 90: "p90", 95: "p95", 99: "p99", 100: "longest"}
@@ -12,13 +14,19 @@ HEADINGS = {50: "tokens p50", 90: "p90", 95: "p95", 99: "p99", 100: "longest"}
 
 def report(result: CheckResult) -> str:
     """Every fault, the counts of every split, and a last line that says whether all is well."""
-    parts = []
-    if result.faults:
-        parts.append(_fault_table(result.faults))
-    if result.splits:
-        parts.append(_split_table(result.splits))
-    faults = len(result.faults)
-    parts.append(f"{faults} problem{'s' * (faults > 1)} found" if faults else "no problems found")
+    return _told(result.faults, _split_table(result.splits) if result.splits else "")
+
+
+def report_sources(result: SourcesResult) -> str:
+    """Every fault, the counts of every file, and a last line that says whether all is well."""
+    return _told(result.faults, _source_table(result.sources))
+
+
+def _told(faults: Sequence[Fault], table: str) -> str:
+    parts = [_fault_table(faults)] if faults else []
+    parts += [table] if table else []
+    count = len(faults)
+    parts.append(f"{count} problem{'s' * (count > 1)} found" if faults else "no problems found")
     return "\n\n".join(parts)
 
 
@@ -45,6 +53,22 @@ def _split_table(splits: Mapping[str, SplitCounts]) -> str:
         if measured:
             row += [f"{percentile(counts.lengths, p):,}" if counts.lengths else "-" for p in HEADINGS]
         rows.append(row)
+    return _table(rows, numeric=True)
+
+
+def _source_table(sources: Mapping[str, SourceCounts]) -> str:
+    """Rows, pictures, turns of every file, and what its lengths are where they were measured."""
+    measured = any(counts.lengths for counts in sources.values())
+    header = ["source", "rows", "pictures", "turns"]
+    if measured:
+        header += ["tokens mean", "median", "p95", "longest"]
+    rows: list[Sequence[str]] = [header]
+    for name, counts in sources.items():
+        numbers: list[float] = [counts.rows, counts.pictures, counts.turns]
+        if lengths := counts.lengths:
+            numbers += [fmean(lengths), median(lengths), percentile(lengths, 95), max(lengths)]
+        row = [name, *(f"{number:,.0f}" for number in numbers)]
+        rows.append(row + ["-"] * (len(header) - len(row)))
     return _table(rows, numeric=True)
 
 

@@ -9,7 +9,7 @@ Letters: V vocabulary, L supervised positions of a batch (here one per sample).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,17 +20,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.lengths import Fitted, first_ids, fit
-from data.packing import PackedBatch, collate, pack
+from data.packing import LoadPicture, PackedBatch, collate, pack
+from data.pictures import Prepared, picture_size
 from data.sample import Sample, Tokens
-from data.template import LavinTemplate
+from data.template import Template
 from eval.errors import EvalError
 from eval.results import Prediction
 from eval.scienceqa import extract
 from models.build import System
 from models.generate import Sampling, generate
 from models.multimodal import inference
-
-LoadPicture = Callable[[Path], Tensor]
 
 # Likelihoods are compared and stored with four decimals: what lies behind them depends on the shape
 # the kernels saw, so on the batch, and must not decide between two options.
@@ -50,7 +49,7 @@ class Asker:
     """
 
     system: System
-    template: LavinTemplate
+    template: Template
     load_picture: LoadPicture
     tokens_per_batch: int = 4096
     long: Literal["error", "truncate"] = "error"
@@ -109,7 +108,8 @@ def answer(asker: Asker, samples: Sequence[Sample], *, max_new_tokens: int) -> A
     """The option that the generated answer of every sample names."""
     prompts = [asker.template.tokens(sample, response="") for sample in samples]
     questions = asker.fitted(prompts, spare=max_new_tokens)
-    greedy = Sampling(max_new_tokens=max_new_tokens)
+    template = asker.template
+    greedy = Sampling(max_new_tokens, stop=template.stop, stop_ids=template.stop_ids)
     found: dict[int, Prediction] = {}
     for group, batch in asker.batches(questions.tokens, spare=max_new_tokens):
         for index, text in zip(group, generate(asker.system, batch, greedy), strict=True):
@@ -128,18 +128,20 @@ def accuracy(asker: Asker, samples: Sequence[Sample]) -> float:
 
 def noise_instead(system: System, samples: Sequence[Sample]) -> LoadPicture:
     """Pictures of noise for a blind model: the same for a sample every time, and of one size for all."""
-    owners = {sample.image: sample.id for sample in samples if sample.image is not None}
-    height, width = system.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
+    owners = {image: sample.id for sample in samples for image in sample.images}
+    height, width = system.model.tower.image_size
 
-    def load(path: Path) -> Tensor:
+    def load(path: Path) -> Prepared:
         generator = torch.Generator().manual_seed(zlib.crc32(owners[path].encode()))
-        pixels = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
-        return system.preprocess(Image.fromarray(pixels.numpy()))
+        # Where slots depend on the size, the noise has that of the picture it stands for.
+        wide, high = (width, height) if system.image_slots is not None else picture_size(path)
+        pixels = torch.randint(256, (high, wide, 3), generator=generator, dtype=torch.uint8)
+        return Prepared(system.preprocess(Image.fromarray(pixels.numpy())), (wide, high))
 
     return load
 
 
-def _choice(template: LavinTemplate, sample: Sample) -> tuple[Tokens, tuple[int, ...]]:
+def _choice(template: Template, sample: Sample) -> tuple[Tokens, tuple[int, ...]]:
     """What the model is shown, and the token that stands for each option.
 
     The responses are cut where they part. One token behind that is supervised (the first option's; which

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from data.pictures import check_pictures, picture_loader
+from data.pictures import check_pictures, picture_loader, slot_counter
 from data.prompts import render, require_format
 from data.scienceqa import digest, load_split
-from data.template import LavinTemplate
+from data.template import make_template
 from eval.errors import EvalError
 from eval.results import Result, file_digest, versions
 from eval.runner import Asker, answer, choose, noise_instead
@@ -71,10 +71,11 @@ def evaluate(settings: Settings) -> Result:
         for problem in problems
     ]
     if not settings.blind:
-        check_pictures(sample.image for sample in samples if sample.image is not None)
+        check_pictures(image for sample in samples for image in sample.images)
     system = load(folder, base_of(settings, description), device)
     pictures = noise_instead(system, samples) if settings.blind else picture_loader(system.preprocess)
-    template = LavinTemplate(system.tokenizer, system.image_slots)
+    slots_of = slot_counter(system.image_slots, system.model.slots)
+    template = make_template(str(description.get("template", "lavin")), system.tokenizer, slots_of)
     asker = Asker(system, template, pictures, settings.tokens_per_batch, settings.long)
     with system.model.adapters.disable_adapter() if settings.no_adapter else nullcontext():
         if settings.decode == "choice":

@@ -6,6 +6,7 @@ from mma.config import AdapterConfig as AdapterConfig
 from mma.config import BottleneckConfig as BottleneckConfig
 from mma.config import LoraConfig as LoraConfig
 from mma.config import MMAConfig as MMAConfig
+from mma.config import PartsConfig as PartsConfig
 from mma.errors import AdapterError as AdapterError
 from mma.find import site_table as site_table
 from mma.merge import MergeReport as MergeReport

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mma.config import AdapterConfig, BottleneckConfig, MMAConfig
+from mma.config import BottleneckConfig, MMAConfig, SiteConfig
 from mma.errors import AdapterError
 from mma.lowrank import LowRank
 from mma.routing import Routes, RouteState, spread
@@ -40,7 +40,7 @@ class SiteAdapter(nn.Module):
 class Mixture(SiteAdapter):
     """The down-projection and the weighted up-projections; the weights come from outside."""
 
-    def __init__(self, channels: int, config: AdapterConfig, routes: int, groups: int, scale: float) -> None:
+    def __init__(self, channels: int, config: SiteConfig, routes: int, groups: int, scale: float) -> None:
         super().__init__()
         if channels % groups:
             raise AdapterError(

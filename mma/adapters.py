@@ -25,6 +25,7 @@ from mma.routing import RouteState
 from mma.routing_table import RoutingTables
 from mma.sites import Site
 from mma.status import ModelStatus, SiteReport, report_of, status_of
+from mma.tuned import Placed, tuned_part
 from mma.turns import Turns
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Adapters(nn.Module):
         sites: Its norms and linear layers that can carry an adapter.
         make_parts: Makes the other trained parts of an adapter from its settings.
         router_pass: Runs every modality's token through the model, so that the decoder sites see them.
+        tuned_words: The parameter names that a word of `tuned` stands for; itself by default.
         exported_name: The name other software has for a path of the model; its own by default.
         prompt_notes: How a sample of each modality is laid out, for folders made for other software.
     """
@@ -53,6 +55,7 @@ class Adapters(nn.Module):
         make_parts: MakeParts,
         router_pass: RouterPass,
         *,
+        tuned_words: Callable[[str], Sequence[str]] = lambda word: (word,),
         exported_name: Callable[[str], str] = lambda path: path,
         prompt_notes: Mapping[str, str] | None = None,
     ) -> None:
@@ -73,7 +76,8 @@ class Adapters(nn.Module):
         self.base = dict(model.named_parameters())
         for parameter in self.base.values():
             parameter.requires_grad_(False)
-        self._make_parts, self.router_pass = make_parts, router_pass
+        self._placed = Placed(model, self.base)
+        self._make_parts, self.router_pass, self._tuned_words = make_parts, router_pass, tuned_words
         self._tables = RoutingTables(router_pass, self.state)
         # A tuple keeps the model out of this module's own children.
         self._owner = (model,)
@@ -127,7 +131,8 @@ class Adapters(nn.Module):
             self._check_new(name)
             with self._undone_on_error(name):
                 self.places.add(name, config)
-                self.parts[name] = nn.ModuleDict(self._make_parts(config)).train(self.training)
+                tuned = tuned_part(self.base, config.tuned, self._tuned_words)
+                self.parts[name] = nn.ModuleDict({**self._make_parts(config), **tuned}).train(self.training)
                 self.configs[name] = config
                 self.set_adapter(name)
 
@@ -168,6 +173,7 @@ class Adapters(nn.Module):
         """Lets one adapter act, or none, and leaves what is trained as it is."""
         self.active = name
         self.places.activate(name)
+        self._placed.put(self.part("tuned"))
 
     def part(self, name: str) -> nn.Module | None:
         """The active adapter's part of that name; None when it has none or no adapter is active."""
@@ -344,10 +350,12 @@ class Adapters(nn.Module):
         """Makes what is merged the base, for good: no adapter is left on the model."""
         self.merged = None
         self.places.clear()
+        self._placed.keep()
         for name in self.names:
             self._drop(name)
         self.activate(None)
         self.base = dict(self.model.named_parameters())
+        self._placed = Placed(self.model, self.base)
 
     def _check_new(self, name: str) -> None:
         self._check_unmerged("add an adapter")

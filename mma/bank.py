@@ -163,7 +163,7 @@ class AdapterBank:
             AdapterStatus(
                 name,
                 config.peft_type,
-                config.r,
+                getattr(config, "r", 0),
                 len(self._stacks),
                 self._parameters[name],
                 per_slot + sum(p.numel() * p.element_size() for p in self._parts[name].parameters()),
@@ -229,6 +229,8 @@ class AdapterBank:
         like = self.like
         if not isinstance(config, MMAConfig) or config.tower == "legacy_no_residual":
             raise AdapterError(f"adapter: {name!r} is of a kind that a bank does not hold; load it instead")
+        if config.tuned:
+            raise AdapterError(f"adapter: {name!r} tunes parts of the base in full; a bank shares one base")
         for what in ("r", "routes"):
             if getattr(config, what) > getattr(like, what):
                 raise AdapterError(

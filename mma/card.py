@@ -24,6 +24,7 @@ KINDS = {
     ),
     "BOTTLENECK": ("Bottleneck adapter", "Plain bottleneck adapters (arXiv 1902.00751)"),
     "LORA": ("LoRA adapter", "Low-rank updates of linear layers (arXiv 2106.09685)"),
+    "PARTS": ("Tuned parts", "A projector and parts of the base tuned in full"),
 }
 PARTS = {"decoder": "base_digest", "tower": "tower_digest", "tokenizer": "tokenizer_digest"}
 # What a description holds beside settings, and what a provenance holds beside what it is free to tell.

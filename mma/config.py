@@ -58,24 +58,21 @@ class AdapterConfig:
     """Settings that every kind of adapter has.
 
     Args:
-        r: Width of the bottleneck, the rank.
-        dropout: Dropout while training.
-        placement: Where in a decoder block: attn, mlp or both.
-        layers: Decoder blocks with an adapter, counted from 0; empty: all of them.
         modalities: What a sample can carry.
-        projector_hidden: Hidden width of the projector.
+        projector: Kind of the projector, one the model knows.
+        projector_hidden: Hidden width of a projector that has one.
+        tuned: Parts of the base that are tuned in full: beginnings of parameter names, or words the model
+            knows.
     """
 
     peft_type: ClassVar[str] = ""
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"placement": PLACEMENTS}
-    since_1_1: ClassVar[tuple[str, ...]] = ("layers",)  # not in folders of format 1.0
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    newer: ClassVar[tuple[str, ...]] = ("layers", "projector", "tuned")  # not in folders of format 1.0
 
-    r: int = 8
-    dropout: float = 0.1
-    placement: str = "attn"
-    layers: tuple[int, ...] = ()
     modalities: tuple[str, ...] = ("text", "image")
+    projector: str = "class_token"
     projector_hidden: int = 128
+    tuned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -91,10 +88,6 @@ class AdapterConfig:
             if not 1 <= width <= LARGEST:
                 bound = "at least 1" if width < 1 else f"at most {LARGEST}"
                 raise AdapterError(f"adapter: {name} is {brief(width)}; it must be {bound}")
-        if not 0 <= self.dropout < 1:
-            raise AdapterError(f"adapter: dropout is {brief(self.dropout)}; it must be in [0, 1)")
-        if self.layers and (min(self.layers) < 0 or len(set(self.layers)) != len(self.layers)):
-            raise AdapterError(f"adapter: layers are {brief(self.layers)}; name each once, counted from 0")
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise AdapterError(f"adapter: modalities are {brief(self.modalities)}; name each once")
         if (count := len(self.modalities)) > MOST_MODALITIES:
@@ -102,15 +95,7 @@ class AdapterConfig:
 
     def placed(self, part: str, role: str, layer: int | None) -> bool:
         """Whether an adapter sits at a site of this part, role and block; a shared norm has role `both`."""
-        where = self.placement if part == "decoder" else self.tower_where
-        if where == "none" or (part == "decoder" and self.layers and layer not in self.layers):
-            return False
-        return "both" in (where, role) or where == role
-
-    @property
-    def tower_where(self) -> str:
-        """Where in a block of the tower; `none`: nowhere."""
-        return "none"
+        return False
 
     def differences(self, other: AdapterConfig) -> str:
         """What differs from other settings, in words; empty: nothing but the dropout may."""
@@ -134,7 +119,7 @@ class AdapterConfig:
                 near = get_close_matches(key, known, n=1)
                 hint = f", did you mean {near[0]!r}?" if near else ""
                 raise AdapterError(f"adapter: unknown setting {brief(key)}{hint}")
-        if missing := sorted(known.keys() - values.keys() - set(cls.since_1_1)):
+        if missing := sorted(known.keys() - values.keys() - set(cls.newer)):
             raise AdapterError(f"adapter: the settings lack {', '.join(missing)}")
         made: dict[str, Any] = {
             key: tuple(x) if known[key].startswith("tuple") and isinstance(x, list) else x
@@ -144,7 +129,59 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
-class MMAConfig(AdapterConfig):
+class PartsConfig(AdapterConfig):
+    """Settings of an adapter without sites: the projector, and parts of the base that are tuned in full.
+
+    Args:
+        modalities: What a sample can carry.
+        projector: Kind of the projector, one the model knows.
+        projector_hidden: Hidden width of a projector that has one.
+        tuned: Parts of the base that are tuned in full: beginnings of parameter names, or words the model
+            knows.
+    """
+
+    peft_type: ClassVar[str] = "PARTS"
+
+
+@dataclass(frozen=True)
+class SiteConfig(AdapterConfig):
+    """Settings of the kinds that sit at norms or linear layers.
+
+    Args:
+        r: Width of the bottleneck, the rank.
+        dropout: Dropout while training.
+        placement: Where in a decoder block: attn, mlp or both.
+        layers: Decoder blocks with an adapter, counted from 0; empty: all of them.
+    """
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"placement": PLACEMENTS}
+
+    r: int = 8
+    dropout: float = 0.1
+    placement: str = "attn"
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise AdapterError(f"adapter: dropout is {brief(self.dropout)}; it must be in [0, 1)")
+        if self.layers and (min(self.layers) < 0 or len(set(self.layers)) != len(self.layers)):
+            raise AdapterError(f"adapter: layers are {brief(self.layers)}; name each once, counted from 0")
+
+    def placed(self, part: str, role: str, layer: int | None) -> bool:
+        where = self.placement if part == "decoder" else self.tower_where
+        if where == "none" or (part == "decoder" and self.layers and layer not in self.layers):
+            return False
+        return "both" in (where, role) or where == role
+
+    @property
+    def tower_where(self) -> str:
+        """Where in a block of the tower; `none`: nowhere."""
+        return "none"
+
+
+@dataclass(frozen=True)
+class MMAConfig(SiteConfig):
     """Settings of LaVIN's mixture-of-modality adapters (arXiv 2305.15023, section 3.1).
 
     Args:
@@ -153,7 +190,9 @@ class MMAConfig(AdapterConfig):
         placement: Decoder norms with an adapter behind them: attn, mlp or both.
         layers: Decoder blocks with an adapter, counted from 0; empty: all of them.
         modalities: What a sample can carry; each has a learned modality token.
-        projector_hidden: Hidden width of the projector.
+        projector: Kind of the projector, one the model knows.
+        projector_hidden: Hidden width of a projector that has one.
+        tuned: Parts of the base that are tuned in full beside the adapters.
         routes: Number of expert paths the router chooses among.
         groups: Blocks of the block-diagonal up-projections.
         temperature: The router's softmax is taken of its logits divided by this.
@@ -192,7 +231,7 @@ class MMAConfig(AdapterConfig):
 
 
 @dataclass(frozen=True)
-class BottleneckConfig(AdapterConfig):
+class BottleneckConfig(SiteConfig):
     """Settings of plain bottleneck adapters behind a norm (arXiv 1902.00751).
 
     Args:
@@ -201,7 +240,9 @@ class BottleneckConfig(AdapterConfig):
         placement: Decoder norms with an adapter behind them: attn, mlp or both.
         layers: Decoder blocks with an adapter, counted from 0; empty: all of them.
         modalities: What a sample can carry.
-        projector_hidden: Hidden width of the projector.
+        projector: Kind of the projector, one the model knows.
+        projector_hidden: Hidden width of a projector that has one.
+        tuned: Parts of the base that are tuned in full beside the adapters.
         activation: Between down and up: none, relu, gelu or silu; only none can be merged.
         scale: Factor of the adapter's output.
         tower_placement: Norms of the tower with an adapter behind them: attn, mlp, both or none.
@@ -224,7 +265,7 @@ class BottleneckConfig(AdapterConfig):
 
 
 @dataclass(frozen=True)
-class LoraConfig(AdapterConfig):
+class LoraConfig(SiteConfig):
     """Settings of LoRA on linear layers (arXiv 2106.09685), stored as PEFT stores them.
 
     Args:
@@ -233,7 +274,9 @@ class LoraConfig(AdapterConfig):
         placement: Linear layers of the decoder: attn, mlp or both.
         layers: Decoder blocks with an adapter, counted from 0; empty: all of them.
         modalities: What a sample can carry.
-        projector_hidden: Hidden width of the projector.
+        projector: Kind of the projector, one the model knows.
+        projector_hidden: Hidden width of a projector that has one.
+        tuned: Parts of the base that are tuned in full beside the adapters.
         alpha: The update is scaled by alpha / r; 0 stands for 2 r.
         rslora: Scale by alpha / sqrt(r) instead (arXiv 2312.03732).
         bias: The up-projection has a bias (`lora_bias` of PEFT).
@@ -271,5 +314,5 @@ class LoraConfig(AdapterConfig):
 
 
 CONFIGS: dict[str, type[AdapterConfig]] = {
-    kind.peft_type: kind for kind in (MMAConfig, BottleneckConfig, LoraConfig)
+    kind.peft_type: kind for kind in (MMAConfig, BottleneckConfig, LoraConfig, PartsConfig)
 }

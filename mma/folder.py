@@ -29,7 +29,7 @@ from mma.config import CONFIGS, AdapterConfig, LoraConfig, MMAConfig, brief, pla
 from mma.errors import AdapterError
 from mma.tensor_file import views
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 IDENTITY = ("base_digest", "tower_digest", "tokenizer_digest")
 # What is read before anything is known of a file. A real description has some kilobytes, and so has a header.

@@ -218,6 +218,12 @@ def _check_summable(adapters: Adapters, names: Sequence[str], weights: Sequence[
         raise AdapterError(f"adapter: the weights are {brief(weights)}; each must be a finite number")
     linear = {isinstance(adapters.config_of(name), LoraConfig) for name in names}
     places = {tuple(site for site, _ in adapters.places.modules_of(name)) for name in names}
+    if any(adapters.config_of(name).tuned for name in names) and names != adapters.active_adapters:
+        raise AdapterError(
+            f"adapter: {', '.join(names)} tune parts of the base in full; set one active and merge it alone"
+        )
+    if not any(places):
+        raise AdapterError(f"adapter: {', '.join(names)} has no site, so there is nothing to merge")
     if len(linear) > 1 or len(places) > 1:
         raise AdapterError(
             f"adapter: {', '.join(names)} do not sit at the same sites, so their sum is no merge; "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mma import folder
 from mma.card import model_card
-from mma.config import AdapterConfig, LoraConfig, brief, plain
+from mma.config import LoraConfig, SiteConfig, brief, plain
 from mma.errors import AdapterError
 from mma.export_card import export_card
 from mma.merge import readers_of, seen_by
@@ -125,6 +125,8 @@ def export(adapters: Adapters, path: Path, modality: str | None) -> None:
     if adapters.merged is not None:
         raise AdapterError("adapter: cannot export while it is merged; call unmerge_adapter() first")
     modality = one_modality(adapters, modality)
+    if not isinstance(config, SiteConfig) or config.tuned:
+        raise AdapterError(f"adapter: {name!r} tunes parts of the base in full, which no LoRA can hold")
     _check_no_loss(path)
     adapters.refresh_table()
     tensors: dict[str, Tensor] = {}
@@ -168,7 +170,7 @@ def export(adapters: Adapters, path: Path, modality: str | None) -> None:
     folder.write_files(path, files)
 
 
-def _folded(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraConfig:
+def _folded(config: SiteConfig, tensors: Mapping[str, Tensor]) -> LoraConfig:
     """The settings of an adapter's decoder part as a LoRA: it knows no modality and brings no projector."""
     targets = {_split(name)[0].rpartition(".")[2] for name in tensors}
     return LoraConfig(

@@ -9,7 +9,7 @@ from torch import nn
 
 from mma.adapter import ModalityRouted, SiteAdapter
 from mma.bank_stack import Stack
-from mma.config import AdapterConfig
+from mma.config import AdapterConfig, SiteConfig
 from mma.errors import AdapterError
 from mma.routing import RouteState
 from mma.sites import Site, Wrapped, device_of, make_module, replace
@@ -35,7 +35,7 @@ class Places:
                 wrapper = self._wrapper(site)
                 module.train(wrapper.training)
                 wrapper.adapters[name] = module.to(self._device(wrapper.base), torch.float32)
-        if not any(self.modules_of(name)):
+        if isinstance(config, SiteConfig) and not any(self.modules_of(name)):
             raise AdapterError(
                 f"adapter: the settings put {name!r} at none of the {len(self.sites)} sites of this model; "
                 "look at placement, layers and targets"

@@ -111,7 +111,7 @@ def _status(adapters: Adapters, name: str, taken: tuple[str, ...]) -> AdapterSta
     return AdapterStatus(
         name=name,
         kind=config.peft_type,
-        r=config.r,
+        r=getattr(config, "r", 0),
         sites=sum(1 for _ in adapters.places.modules_of(name)),
         parameters=sum(p.numel() for p in trained),
         bytes=sum(p.numel() * p.element_size() for p in trained),

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from mma import folder, hub, peft_folder
 from mma.adapter import ModalityRouted
-from mma.config import AdapterConfig, LoraConfig
+from mma.config import AdapterConfig, LoraConfig, plain
 from mma.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -51,6 +52,28 @@ def load(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tenso
     return config, tensors
 
 
+def begin_from(adapters: Adapters, path: Path) -> tuple[str, ...]:
+    """Copies the tensors of a folder into the active adapter, which may have more; gives their names.
+
+    The kinds may differ: a projector trained alone goes on with any adapter. Raises AdapterError when the
+    folder was made for another base, or has a tensor that the active adapter has no place for.
+    """
+    # Stages may write their samples otherwise: captions first, conversations then.
+    _, tensors = read(adapters, path, {key: x for key, x in adapters.identity.items() if key != "template"})
+    wanted = adapters.trainable_parameters()
+    for name, tensor in tensors.items():
+        if name not in wanted or wanted[name].shape != tensor.shape:
+            here = f"it is {list(wanted[name].shape)}" if name in wanted else "there is none"
+            raise AdapterError(
+                f"adapter: {path} has {plain(name)} {list(tensor.shape)}, but here {here}; "
+                "give the new adapter the same projector and tuned parts"
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            wanted[name].copy_(tensor)
+    return tuple(tensors)
+
+
 def describe(path: Path) -> dict[str, Any]:
     """What a folder says of its base and where it comes from; nothing where PEFT wrote it."""
     description = folder.read_description(path)
@@ -60,14 +83,17 @@ def describe(path: Path) -> dict[str, Any]:
     return folder.read_json(ours) if ours.is_file() else {}
 
 
-def read(adapters: Adapters, path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+def read(
+    adapters: Adapters, path: Path, identity: Mapping[str, Any] | None = None
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Settings and tensors of a folder, or a repository of the Hub, checked against this base."""
+    identity = adapters.identity if identity is None else identity
     path = hub.find(path)
     if folder.read_description(path)["peft_type"] == LoraConfig.peft_type:
         config, tensors, description = peft_folder.read(path, adapters.sites, adapters.exported_name)
         if description:  # written here; a folder that PEFT wrote says nothing of the base's tensors
-            folder.check_identity(path, description, adapters.identity)
+            folder.check_identity(path, description, identity)
         return config, tensors
     description, tensors = folder.read(path)
-    folder.check_identity(path, description, adapters.identity)
+    folder.check_identity(path, description, identity)
     return folder.config_of(path, description, adapters.identity), tensors

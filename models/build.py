@@ -11,23 +11,28 @@ from typing import Any
 
 import torch
 
-from mma import MMAConfig
+from mma import AdapterConfig, PartsConfig
 from mma.digest import digest
 from mma.hub import find
 from mma.storage import describe
+from models.decoder import Decoder
 from models.errors import ModelError
+from models.llava import fill_parts, read_llava
 from models.multimodal import MultimodalLM
-from models.tokenizer import SentencePieceTokenizer
+from models.named import named
+from models.quantise import quantiser
+from models.tokenizer import Tokenizer, load_tokenizer
 from models.tower import (
-    Preprocess,
+    Features,
     Tower,
+    TowerSpec,
     find_tower_weights,
     load_tower_weights,
-    preprocess_of,
     preprocess_settings,
     read_spec,
 )
-from models.weights import load_decoder
+from models.views import Layout
+from models.weights import load_decoder, read_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,6 +49,15 @@ class BaseSettings:
             tower's folder.
         tower_every: The tower is read by its class token after every so many blocks.
         precision: Type of the frozen weights and the computation, fp32 or bf16.
+        architecture: Name of the decoder's architecture (docs/models.md), for a plan without weights; a
+            folder's own description counts where there is one.
+        delta: Folder of a delta that is added to the decoder's weights (old Vicuna).
+        quantise: Decoder blocks in fewer bits: none, int8 or nf4.
+        tower_features: What is read of the tower: class (its class token after every n-th block) or patches.
+        tower_gelu: Form of GELU in the tower: exact or tanh; empty: as its weights were trained with.
+        tower_layer: Which layer patches are read of, counted as hidden states: -2 is the last but one.
+        pictures: How a picture becomes views: own (the tower's own way), square, pad, squash or anyres.
+        grids: Grids of views that anyres chooses among.
     """
 
     decoder: str = "assets/mini/decoder"
@@ -52,6 +66,14 @@ class BaseSettings:
     tower_weights: str = ""
     tower_every: int = 4
     precision: str = "fp32"
+    architecture: str = ""
+    delta: str = ""
+    quantise: str = "none"
+    tower_features: str = "class"
+    tower_layer: int = -2
+    tower_gelu: str = ""
+    pictures: str = "own"
+    grids: str = "1x2,2x1,2x2,3x1,1x3"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -68,14 +90,18 @@ class System:
     """A base with its tokenizer and preprocessing, and the adapters attached to it."""
 
     model: MultimodalLM
-    tokenizer: SentencePieceTokenizer
-    preprocess: Preprocess
+    tokenizer: Tokenizer
     settings: BaseSettings
 
     @property
-    def image_slots(self) -> int:
-        """How many positions a picture takes in the sequence."""
-        return self.model.tower.tokens
+    def preprocess(self) -> Layout:
+        """From a picture to its views float32[V, 3, H, W]."""
+        return self.model.layout
+
+    @property
+    def image_slots(self) -> int | None:
+        """How many positions a picture takes in the sequence; None where that depends on its size."""
+        return self.model.layout.fixed(self.model.view_tokens)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -83,6 +109,8 @@ class System:
         return {name: self.model.adapters.identity[name] for name in IDENTITY_DIGESTS}
 
 
+# What pictures look like to an adapter, which works with no other.
+SEEN = ("tower_features", "tower_every", "tower_layer", "tower_gelu", "pictures", "grids")
 IDENTITY_DIGESTS = ("base_digest", "tower_digest", "tokenizer_digest")
 
 
@@ -94,17 +122,24 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
     folder = Path(settings.decoder)
     if not folder.is_dir():
         raise ModelError(f"base: there is no folder {folder}; set base.decoder to the decoder's folder")
-    tokenizer = SentencePieceTokenizer(Path(settings.tokenizer or folder / "tokenizer.model"))
-    decoder = load_decoder(folder, dtype=DTYPES[settings.precision], device=device)
+    dtype = DTYPES[settings.precision]
+    tokenizer = load_tokenizer(Path(settings.tokenizer or folder))
+    decoder = load_decoder(
+        folder,
+        dtype=dtype,
+        device=device,
+        delta=Path(settings.delta) if settings.delta else None,
+        quantise=quantiser(settings.quantise, dtype),
+    )
     if tokenizer.vocab_size > decoder.config.vocab_size:
         raise ModelError(
             f"base: the tokenizer {tokenizer.path} has {tokenizer.vocab_size} pieces, but the decoder in "
             f"{folder} embeds {decoder.config.vocab_size}; name the tokenizer this decoder was trained with"
         )
-    spec = read_spec(settings.tower, settings.tower_weights)
-    tower = Tower(spec, settings.tower_every)
+    spec = spec_of(settings)
+    tower = Tower(spec, features_of(settings))
     load_tower_weights(tower, find_tower_weights(settings.tower, settings.tower_weights))
-    tower.to(device, DTYPES[settings.precision]).eval()
+    tower.to(device, dtype).eval()
     identity = {
         "base": asdict(replace(settings, tokenizer=str(tokenizer.path))),
         "base_digest": digest(decoder.named_parameters()),
@@ -113,15 +148,71 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
         "preprocess": asdict(preprocess_settings(spec)),
         "template": "lavin",
     }
-    model = MultimodalLM(decoder, tower).eval()
+    model = MultimodalLM(decoder, tower, layout_of(settings, spec, tower)).eval()
     model.adapters.identity = identity
-    return System(model, tokenizer, preprocess_of(spec), settings)
+    return System(model, tokenizer, settings)
 
 
-def build_new(settings: BaseSettings, adapter: MMAConfig, device: torch.device | str = "cpu") -> System:
+def spec_of(settings: BaseSettings) -> TowerSpec:
+    """What the tower is built from."""
+    spec = read_spec(settings.tower, settings.tower_weights)
+    return replace(spec, gelu=settings.tower_gelu or spec.gelu)
+
+
+def features_of(settings: BaseSettings) -> Features:
+    """What is read of the tower."""
+    return Features(settings.tower_features, settings.tower_every, settings.tower_layer)
+
+
+def layout_of(settings: BaseSettings, spec: TowerSpec, tower: Tower) -> Layout:
+    """How pictures become views."""
+    if settings.pictures == "anyres" and settings.tower_features != "patches":
+        raise ModelError("base: pictures of any resolution need patches; set base.tower_features to patches")
+    return Layout(preprocess_settings(spec), settings.pictures, settings.grids, tower.grid)
+
+
+def outline(settings: BaseSettings) -> MultimodalLM:
+    """The base without memory for its weights (on the meta device), from descriptions alone.
+
+    The decoder's folder describes it, or where there is none, its architecture's name.
+    """
+    folder = Path(settings.decoder)
+    if folder.is_dir():
+        config = read_config(folder)
+    elif settings.architecture:
+        config = named(settings.architecture)
+    else:
+        raise ModelError(
+            f"base: there is no folder {folder}, and base.architecture names no decoder to plan with; set one"
+        )
+    spec = spec_of(settings)
+    with torch.device("meta"):
+        tower = Tower(spec, features_of(settings))
+        return MultimodalLM(Decoder(config), tower, layout_of(settings, spec, tower)).eval()
+
+
+def build_new(settings: BaseSettings, adapter: AdapterConfig, device: torch.device | str = "cpu") -> System:
     """A base with a fresh adapter named `default`, frozen but for it."""
     system = build_base(settings, device)
     system.model.adapters.add_adapter("default", adapter)
+    return system
+
+
+def load_llava(
+    folder: Path | str, tower: str = "", precision: str = "fp32", device: torch.device | str = "cpu"
+) -> System:
+    """A LLaVA or LLaVA-NeXT folder, its projector (and newline) as the adapter `default`.
+
+    A folder of Hugging Face describes its tower; for one as LLaVA was published name the tower too. Raises
+    ModelError when the folder is of another model, incomplete, or joins its parts otherwise.
+    """
+    folder = Path(folder)
+    joined = read_llava(folder, tower)
+    settings = BaseSettings(precision=precision, **joined.settings)
+    system = build_new(settings, PartsConfig(projector=joined.projector), device)
+    held = system.model.adapters
+    parts = {name: part for name in ("projector", "newline") if (part := held.part(name)) is not None}
+    fill_parts(parts, folder)
     return system
 
 
@@ -138,14 +229,16 @@ def load(
             settings = BaseSettings(**recorded)
         except TypeError as error:
             raise ModelError(f"base: {path} names its base by unknown settings ({error})") from error
-    every = recorded.get("tower_every") if isinstance(recorded, dict) else None
-    if every not in (None, settings.tower_every):
-        raise ModelError(
-            f"base: {path} was trained with class tokens after every {every} blocks of the tower, not "
-            f"{settings.tower_every}; set base.tower_every to {every}"
-        )
+    for name in SEEN if isinstance(recorded, dict) else ():
+        if (before := recorded.get(name, getattr(settings, name))) != getattr(settings, name):
+            raise ModelError(
+                f"base: {path} was trained with {name} {before}, not {getattr(settings, name)}; "
+                f"set base.{name} to {before}"
+            )
     system = build_base(settings, device)
-    system.model.adapters.load_adapter(path)
+    adapters = system.model.adapters
+    adapters.identity = {**adapters.identity, "template": describe(path).get("template", "lavin")}
+    adapters.load_adapter(path)
     return system
 
 

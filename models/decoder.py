@@ -1,4 +1,4 @@
-"""The LLaMA-family decoder: one definition for training, cached decoding and every size.
+"""The decoder: one definition for training, cached decoding, every size and every family.
 
 It computes on packed tokens and leaves the pattern of attention to the `Attend` it is given
 (`models/attention.py`), so it knows nothing of batches, caches, adapters or pictures.
@@ -9,50 +9,24 @@ Shapes: N packed tokens, D width, H query heads, J key-value heads, E head width
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.decoder_config import DecoderConfig as DecoderConfig
+from models.named import NAMED as NAMED
+from models.rope import Rotary, rotate
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q float[N, H, E], k float[N, J, E], v float[N, J, E]) -> float[N, H, E]."""
 
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a LLaMA-family decoder."""
-
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    ffn_dim: int
-    vocab_size: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    max_positions: int = 2048
-    tied: bool = False  # the output layer shares the embedding's weights
-    attention_bias: bool = False  # q, k, v and o projections have biases
-    mlp_bias: bool = False  # so have gate, up and down
-
-    def __post_init__(self) -> None:
-        if self.dim % self.n_heads:
-            raise ValueError(f"decoder: dim {self.dim} is not a multiple of n_heads {self.n_heads}")
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"decoder: n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_heads
-
-
-NAMED: dict[str, DecoderConfig] = {
-    "llama-7b": DecoderConfig(4096, 32, 32, 32, 11008, 32000, norm_eps=1e-6),
-    "llama-13b": DecoderConfig(5120, 40, 40, 40, 13824, 32000, norm_eps=1e-6),
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
 }
 
 
@@ -71,27 +45,10 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(x.dtype) * self.weight
 
 
-class Rotary(nn.Module):
-    """Rotary position embedding (arXiv 2104.09864), pairing the two halves of a head."""
-
-    frequencies: Tensor
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        super().__init__()
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("frequencies", 1.0 / theta**exponent, persistent=False)
-
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """int[N] -> cosines and sines float[N, 1, E/2], in fp32."""
-        angles = positions[:, None].float() * self.frequencies.float()
-        return angles.cos()[:, None], angles.sin()[:, None]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates every pair (j, j + E/2) of float[N, H, E] by its angle, in fp32."""
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x.dtype)
+def make_norm(config: DecoderConfig) -> nn.Module:
+    """The norm of a family; both kinds compute in fp32 whatever comes in."""
+    kind = RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.dim, config.norm_eps)
 
 
 class Attention(nn.Module):
@@ -101,11 +58,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         kv_dim = config.n_kv_heads * config.head_dim
-        bias = config.attention_bias
+        bias = config.attention_bias or config.qkv_bias
         self.q_proj = nn.Linear(config.dim, config.dim, bias=bias)
         self.k_proj = nn.Linear(config.dim, kv_dim, bias=bias)
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=bias)
-        self.o_proj = nn.Linear(config.dim, config.dim, bias=bias)
+        self.o_proj = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """float[N, D] -> float[N, D]."""
@@ -117,47 +74,56 @@ class Attention(nn.Module):
         return self.o_proj(rearrange(mixed, "n h e -> n (h e)"))
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate x) * up x), the SwiGLU of arXiv 2002.05202."""
+class MLP(nn.Module):
+    """down(act(gate x) * up x), with SiLU the SwiGLU of arXiv 2002.05202; or plain, down(act(up x))."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.gated, self.act = config.gated, ACTIVATIONS[config.activation]
+        if self.gated:
+            self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """float[N, D] -> float[N, D]."""
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        hidden = self.act(self.gate_proj(x)) * self.up_proj(x) if self.gated else self.act(self.up_proj(x))
+        return self.down_proj(hidden)
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
+    """x + attention(norm x), then x + mlp(norm x); or in parallel, x + attention(n) + mlp(n) with n = norm x.
+
+    A parallel block has no `mlp_norm`: `attn_norm` is the one that both read.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.attn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.parallel = config.parallel
+        self.attn_norm = make_norm(config)
         self.attn = Attention(config)
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = GatedMLP(config)
+        if not self.parallel:
+            self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """float[N, D] -> float[N, D]."""
-        x = x + self.attn(layer, self.attn_norm(x), cos, sin, attend)
-        return x + self.mlp(self.mlp_norm(x))
+        normed = self.attn_norm(x)
+        attended = x + self.attn(layer, normed, cos, sin, attend)
+        return attended + self.mlp(normed if self.parallel else self.mlp_norm(attended))
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm and output layer of a LLaMA-family language model."""
+    """Embedding, blocks, final norm and output layer of a language model."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.dim)
-        self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.rotary = Rotary(config.turning, config.rope_theta, config.rope_scaling)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=config.head_bias)
         if config.tied:
             self.head.weight = self.embed.weight
 

@@ -1,4 +1,4 @@
-"""Writes a decoder as a Hugging Face LLaMA folder, also with an adapter merged into it.
+"""Writes a decoder as a Hugging Face folder of its family, also with an adapter merged into it.
 
 The third of the files where models meet adapters.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from torch import Tensor
 
 from mma.adapters import Adapters
 from mma.errors import AdapterError
@@ -24,8 +24,10 @@ from mma.folder import CARD, CONFIG, write_folder
 from mma.merge import MergeReport
 from mma.merging import one_modality
 from models.build import System
-from models.decoder import Decoder
-from models.weights import HF_LAYERS, HF_NAMES, name_in_file
+from models.decoder import Decoder, DecoderConfig
+from models.errors import ModelError
+from models.hf_config import hf_settings
+from models.weight_names import hf_name
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,6 +35,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "generation_config.json",
 )
+MLP_LINEARS = {"gate_proj", "up_proj", "down_proj"}
 WRAPPED = re.compile(r"\.base(?=\.)")  # a module of the base behind its adapters
 
 
@@ -53,7 +56,8 @@ def export_merged(system: System, path: Path | str, modality: str | None = None)
         report = adapters.merge_adapter(modality, names, weights)
         try:
             with write_folder(Path(path)) as draft:
-                write_hf(decoder, draft, decoder.embed.weight.dtype)
+                ids = system.tokenizer.bos_id, system.tokenizer.eos_id
+                write_hf(decoder, draft, decoder.embed.weight.dtype, ids)
                 _copy_tokenizer(system, draft)
                 (draft / CARD).write_text(_card(adapters, report))
         except SafetensorError as error:  # its way to say that the disk is full
@@ -85,51 +89,55 @@ def _card(adapters: Adapters, report: MergeReport) -> str:
 
 def _copy_tokenizer(system: System, folder: Path) -> None:
     """The tokenizer, and what else the base's folder tells other software of it."""
-    shutil.copy(system.tokenizer.path, folder / "tokenizer.model")
+    path = Path(system.tokenizer.path)
+    shutil.copy(path, folder / f"tokenizer{path.suffix}")
     for name in TOKENIZER_FILES:
         if (Path(system.settings.decoder) / name).is_file():
             shutil.copy(Path(system.settings.decoder) / name, folder / name)
 
 
-def write_hf(decoder: Decoder, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the decoder as a Hugging Face LLaMA folder (config.json, safetensors in shards of 5 GB)."""
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in _hf_tensors(decoder)}
-    biases = {
-        kind for kind in ("self_attn", "mlp") if any(f".{kind}." in n for n in tensors if n.endswith(".bias"))
+def write_hf(decoder: Decoder, folder: Path, dtype: torch.dtype, ids: tuple[Any, Any] = (1, 2)) -> None:
+    """Writes the decoder as a Hugging Face folder of its family (config.json, safetensors in shards of 5 GB).
+
+    `ids` are those of the tokens that begin and end a text. Raises ModelError when no family has a place for
+    what the decoder computes.
+    """
+    tensors = {
+        WRAPPED.sub("", name): tensor.to(dtype).contiguous()
+        for name, tensor in decoder.state_dict().items()
+        if ".adapters." not in name and not (name == "head.weight" and decoder.config.tied)
     }
-    # There is one switch for all layers of a kind: those without a bias get zeros.
-    for name in [n for n in tensors if n.endswith("_proj.weight") and n.split(".")[-3] in biases]:
-        tensors.setdefault(f"{name.removesuffix('weight')}bias", tensors[name].new_zeros(len(tensors[name])))
+    config = with_biases(decoder.config, {name for name in tensors if name.endswith("_proj.bias")})
+    content = hf_settings(config, str(dtype).removeprefix("torch."), ids)
+    with torch.device("meta"):
+        wanted = {name: parameter.shape for name, parameter in Decoder(config).named_parameters()}
+    for name in (
+        wanted.keys() - tensors.keys()
+    ):  # a switch holds for all layers: those without a bias get zeros
+        tensors[name] = decoder.embed.weight.new_zeros(wanted[name], dtype=dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    content = _hf_config(decoder, dtype, attention_bias="self_attn" in biases, mlp_bias="mlp" in biases)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+    written = {hf_name(config, name): tensor for name, tensor in tensors.items()}
+    save_torch_state_dict(written, folder, metadata={"format": "pt"})
 
 
-def _hf_config(decoder: Decoder, dtype: torch.dtype, **biases: bool) -> dict[str, Any]:
-    config = decoder.config
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "intermediate_size": config.ffn_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tied,
-        "hidden_act": "silu",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        **biases,
-    }
+def with_biases(config: DecoderConfig, biases: Collection[str]) -> DecoderConfig:
+    """The config of a decoder that has these biases (names of tensors) in its blocks.
 
-
-def _hf_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in decoder.state_dict().items():
-        if ".adapters." not in name and not (name == "head.weight" and decoder.config.tied):
-            yield name_in_file(WRAPPED.sub("", name), HF_NAMES, HF_LAYERS), tensor
+    A family without a place for them is written as LLaMA where that computes the same.
+    """
+    held = {name.split(".")[-2] for name in biases}
+    qkv, o, mlp = held & {"q_proj", "k_proj", "v_proj"}, "o_proj" in held, held & MLP_LINEARS
+    family = config.family
+    if (family == "mistral" and held) or (family == "qwen2" and (o or mlp)):
+        family = "llama"
+    if family == "stablelm" and (o or mlp):
+        raise ModelError(
+            f"weights: a StableLM folder has no place for biases of {', '.join(sorted(held - qkv))}; "
+            "export the adapter as a PEFT folder instead"
+        )
+    if family == "llama":
+        return replace(
+            config, family=family, attention_bias=bool(qkv or o), qkv_bias=False, mlp_bias=bool(mlp)
+        )
+    return replace(config, qkv_bias=bool(qkv) or family == "qwen2") if family != "phi" else config

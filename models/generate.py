@@ -30,6 +30,7 @@ class Sampling:
         temperature: 0 takes the likeliest token; otherwise logits are divided by it and sampled.
         top_p: Sample from the smallest set of tokens whose probability reaches this.
         stop: An answer ends before the first of these strings.
+        stop_ids: An answer ends with any of these tokens; empty: with the tokenizer's end.
         seed: Start of each row's own random generator.
     """
 
@@ -37,6 +38,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,10 +75,11 @@ def generate(system: System, batch: PromptBatch, sampling: Sampling) -> list[str
 
 def stream(system: System, batch: PromptBatch, sampling: Sampling) -> Iterator[tuple[int, str]]:
     """Pieces of the answers as they come: (row, text). A row's pieces joined are its answer."""
+    ends = sampling.stop_ids or (system.tokenizer.eos_id,)
     for row, token, last in _tokens(system.model, batch, sampling):
-        if token != system.tokenizer.eos_id:
+        if token not in ends:
             row.ids.append(token)
-        finished = last or token == system.tokenizer.eos_id
+        finished = last or token in ends
         text = system.tokenizer.decode(row.ids)
         if (cut := _first_stop(text, sampling.stop)) is not None:
             text, finished = text[:cut], True

@@ -2,14 +2,15 @@
 
 One of the two files where models meet adapters: it names the sites and makes the other trained parts.
 
-Shapes: N packed tokens, S segments, M modalities, D decoder width, P pictures, K tokens per picture,
-L supervised positions, V vocabulary.
+Shapes: N packed tokens, S segments, D decoder width, P pictures, V views of them, K tokens per view, M image
+slots, L supervised positions.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,16 +23,15 @@ from mma.config import plain
 from models.attention import PackedAttention
 from models.decoder import Attend, Decoder
 from models.errors import ModelError
-from models.projector import ClassTokenProjector
+from models.projector import keeps_tokens, make_projector, projector_tokens
 from models.tower import Tower
-from models.weights import HF_LAYERS, HF_NAMES, name_in_file
+from models.views import Layout
+from models.weight_names import hf_name
 
-MODALITIES = ("text", "image")
-# role, norm, and the linear layers of that half of a block
-LINEARS = (
-    ("attn", "attn_norm", ("q_proj", "k_proj", "v_proj", "o_proj")),
-    ("mlp", "mlp_norm", ("gate_proj", "up_proj", "down_proj")),
-)
+MODALITIES = ("text", "image", "images", "video")
+# the linear layers of each half of a block that read its norm, and the one that does not
+LINEARS = {"attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+WRITERS = ("o_proj", "down_proj")
 
 TEXT_NOTE = (
     "`[bos] Image: N/A`, the prompt as in training, the answer, `[eos]`. `Image: N/A` and the prompt are put "
@@ -52,7 +52,7 @@ from models.multimodal import inference
 system = load("ADAPTER")  # the folder of the adapter that this was exported from
 with inference(system.model):
     picture = system.preprocess(open_picture("picture.png"))
-    prefix = system.model.project(picture[None])  # float[1, {slots}, width of the decoder]
+    prefix = system.model.project(picture)[None]  # float[1, {slots}, width of the decoder]
 head = [system.tokenizer.bos_id, *system.tokenizer.encode("Image: ")]
 prompt = system.tokenizer.encode("PROMPT")
 embed = model.get_input_embeddings()
@@ -71,6 +71,7 @@ class Packed(Protocol):
     modalities: tuple[str, ...]
     slots: Tensor
     pictures: Tensor | None
+    sizes: tuple[tuple[int, int], ...]
     sources: Tensor
     targets: Tensor
     adapters: tuple[str | None, ...] | None
@@ -89,24 +90,41 @@ class Stream:
 class MultimodalLM(nn.Module):
     """A frozen decoder and a frozen tower joined by adapters (LaVIN, arXiv 2305.15023)."""
 
-    def __init__(self, decoder: Decoder, tower: Tower) -> None:
+    def __init__(self, decoder: Decoder, tower: Tower, layout: Layout) -> None:
         super().__init__()
         self.decoder = decoder
         self.tower = tower
+        self.layout = layout
         sites = [*self._decoder_sites(), *self._tower_sites()]
         self.adapters = Adapters(
             self,
             sites,
             self._make_parts,
             self._router_pass,
-            exported_name=exported_name,
-            prompt_notes=prompt_notes(tower.tokens),
+            tuned_words=self._tuned_names,
+            exported_name=self._exported_name,
+            prompt_notes=prompt_notes(layout.fixed(tower.tokens)),
         )
 
     @property
     def device(self) -> torch.device:
         """Where the decoder lies."""
         return self.decoder.embed.weight.device
+
+    @property
+    def view_tokens(self) -> int:
+        """How many tokens a view gives, by the projector of the active adapter."""
+        config = self.adapters.config if self.adapters.active is not None else AdapterConfig()
+        return projector_tokens(config.projector, self.tower.grid)
+
+    def slots(self, width: int, height: int) -> int:
+        """How many positions a picture of this size takes in the sequence."""
+        return self.layout.slots(width, height, self.view_tokens)
+
+    def part_of(self, name: str) -> str:
+        """Which part a trained tensor belongs to: projector, decoder, tower (tuned in full) or adapters."""
+        first, second = (*name.split("."), "")[:2]
+        return {"projector": "projector", "newline": "projector", "tuned": second}.get(first, "adapters")
 
     def forward(self, batch: Packed) -> Tensor:
         """Logits float32[L, V] at the batch's supervised positions."""
@@ -120,7 +138,7 @@ class MultimodalLM(nn.Module):
 
     def hidden(self, batch: Packed) -> Tensor:
         """Normed final hidden states float[N, D] of the packed tokens."""
-        with self.adapters.turns.computing():
+        with self.adapters.turns.computing(), self._mixed_precision():
             stream = self.embed(batch)
             if not (self.adapters.routed and (self.training or torch.is_grad_enabled())):
                 return self.decode(stream, PackedAttention(stream.lengths, self.device))
@@ -135,7 +153,7 @@ class MultimodalLM(nn.Module):
         """Hidden states float[N, D] with route weights from the table, which no gradient reaches."""
         if self.adapters.active is not None:
             self.adapters.refresh_table()
-        with self.adapters.state.use(stream.routes):
+        with self.adapters.state.use(stream.routes), self._mixed_precision():
             hidden: Tensor = self.decoder(stream.x, stream.positions, attend)
         return hidden
 
@@ -145,37 +163,76 @@ class MultimodalLM(nn.Module):
         routes, names = self._routes(batch)
         if batch.pictures is not None:
             seen = None if names is None else self._names_of_pictures(batch, names)
-            projected = self.project(batch.pictures, seen)
-            x = x.index_copy(0, batch.slots, projected.flatten(0, 1).to(x.dtype))
+            if names is None and self.adapters.part("projector") is None:  # the bare base sees nothing
+                x = x.index_fill(0, batch.slots, 0.0)
+            else:
+                projected = self.project(batch.pictures, batch.sizes, seen)
+                if len(projected) != len(batch.slots):
+                    raise ModelError(
+                        f"pictures: they give {len(projected)} tokens, but {len(batch.slots)} slots were "
+                        "left; count slots by the model's own layout"
+                    )
+                x = x.index_copy(0, batch.slots, projected.to(x.dtype))
         return Stream(x, batch.positions, batch.lengths, routes)
 
-    def project(self, pictures: Tensor, names: Sequence[str | None] | None = None) -> Tensor:
-        """float[P, 3, H, W] -> float[P, K, D]; zeros from the bare base, which has no projector.
+    def project(
+        self,
+        pictures: Tensor,
+        sizes: Sequence[tuple[int, int]] = (),
+        names: Sequence[str | None] | None = None,
+    ) -> Tensor:
+        """Views float[V, 3, H, W] of pictures -> float[M, D], what stands in their slots.
 
-        With names, every picture goes through tower adapters and projector of its own adapter of the bank.
+        Sizes are those of the pictures' files; without them every view is a picture of its own. With names,
+        every picture goes through tower adapters and projector of its own adapter of the bank.
         """
-        pictures = pictures.to(self.tower.visual.conv1.weight.dtype)
-        count = len(pictures)
-        zeros = torch.zeros(count, self.tower.tokens, self.decoder.config.dim, device=self.device)
-        with self.adapters.turns.computing():
+        pictures = pictures.to(self.tower.dtype)
+        sizes = sizes or [(1, 1)] * len(pictures)
+        with self.adapters.turns.computing(), self._mixed_precision():
             if names is None:
                 projector = self.adapters.part("projector")
-                return zeros if projector is None else projector(self.tower(pictures).float())
-            bank = self.adapters.open_bank
-            plan = bank.plan(names, [0] * count, [1] * count, self.device)  # no tower site asks for modality
-            unasked = torch.zeros(count, dtype=torch.long, device=self.device)
-            with self.adapters.state.use(Routes(unasked, plan=plan)):
-                features = self.tower(pictures)
-            return bank.by_part("projector", features.float(), names, zeros)
+                assert projector is not None, "the bare base shows no pictures"
+                newline = self.adapters.part("newline")
+                newlines = None if newline is None else [newline.weight[0]] * len(sizes)
+                return self.layout.arrange(projector(self.tower(pictures).float()), sizes, newlines)
+            return self._project_by_name(pictures, sizes, names)
+
+    def _project_by_name(
+        self, pictures: Tensor, sizes: Sequence[tuple[int, int]], names: Sequence[str | None]
+    ) -> Tensor:
+        """Every picture through its own adapter of the bank; zeros where nobody answers."""
+        bank, dim = self.adapters.open_bank, self.decoder.config.dim
+        if self.layout.newline:
+            raise ModelError(
+                "pictures: a bank holds no newlines, which any resolution needs; load one adapter"
+            )
+        of_view = [
+            name for name, size in zip(names, sizes, strict=True) for _ in range(self.layout.views(*size))
+        ]
+        plan = bank.plan(of_view, [0] * len(of_view), [1] * len(of_view), self.device)  # no tower site asks
+        unasked = torch.zeros(len(of_view), dtype=torch.long, device=self.device)
+        with self.adapters.state.use(Routes(unasked, plan=plan)):
+            features = self.tower(pictures)
+        tokens = projector_tokens(bank.like.projector, self.tower.grid)
+        zeros = torch.zeros(len(of_view), tokens, dim, device=self.device)
+        return self.layout.arrange(bank.by_part("projector", features.float(), of_view, zeros), sizes, None)
+
+    def _mixed_precision(self) -> AbstractContextManager[None]:
+        """Parts tuned in full are kept in fp32; on a base of half precision they compute in its type."""
+        half = self.adapters.base["decoder.norm.weight"].dtype
+        if half == torch.float32 or self.adapters.part("tuned") is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=half)
 
     def _routes(self, batch: Packed) -> tuple[Routes, tuple[str | None, ...] | None]:
         """Who answers every token of a batch, and the adapters of its segments where it names them."""
         adapters, names, plan = self.adapters, batch.adapters, None
+        routed = adapters.active is not None and isinstance(adapters.config, MMAConfig)
         if names is not None:
             known = adapters.open_bank.modalities
         else:
-            known = adapters.config.modalities if adapters.active is not None else MODALITIES
-        if adapters.merged is not None:
+            known = adapters.config.modalities if routed else MODALITIES
+        if adapters.merged is not None and routed:
             adapters.merged.check(batch.modalities)
         if unknown := [name for name in batch.modalities if name not in known]:
             raise ModelError(
@@ -191,8 +248,10 @@ class MultimodalLM(nn.Module):
 
     def _names_of_pictures(self, batch: Packed, names: tuple[str | None, ...]) -> list[str | None]:
         """The adapter of the segment that each picture stands in."""
+        tokens = projector_tokens(self.adapters.open_bank.like.projector, self.tower.grid)
+        counts = torch.tensor([self.layout.slots(*size, tokens) for size in batch.sizes])
+        first_slots = batch.slots.cpu()[counts.cumsum(0) - counts]
         ends = torch.tensor(batch.lengths).cumsum(0)
-        first_slots = batch.slots.cpu().reshape(-1, self.tower.tokens)[:, 0].contiguous()
         return [names[index] for index in torch.searchsorted(ends, first_slots, right=True).tolist()]
 
     def _with_modality_tokens(self, stream: Stream) -> Stream:
@@ -219,64 +278,91 @@ class MultimodalLM(nn.Module):
     def _make_parts(self, config: AdapterConfig) -> Mapping[str, nn.Module]:
         dim = self.decoder.config.dim
         routed = isinstance(config, MMAConfig)
-        if routed and (unknown := [name for name in MODALITIES if name not in config.modalities]):
+        if routed and (missing := [name for name in ("text", "image") if name not in config.modalities]):
             named = plain(", ".join(config.modalities))
             raise AdapterError(
-                f"adapter: modalities are {named}; this model also has {unknown[0]} "
+                f"adapter: modalities are {named}; this model also has {missing[0]} "
                 "in its samples, name it too"
             )
         parts: dict[str, nn.Module] = {}
-        if "image" in config.modalities:
-            parts["projector"] = ClassTokenProjector(self.tower.width, config.projector_hidden, dim)
+        if config.modalities != ("text",):
+            tower = self.tower
+            parts["projector"] = make_projector(
+                config.projector, tower.width, dim, tower.grid, config.projector_hidden
+            )
+            if self.layout.newline:
+                if not keeps_tokens(config.projector):
+                    raise ModelError(
+                        f"projector: {config.projector} mixes the patches of a view, but anyres lays them "
+                        "out anew; choose linear or mlp2x_gelu"
+                    )
+                parts["newline"] = nn.Embedding(1, dim)
+                nn.init.normal_(parts["newline"].weight, std=dim**-0.5)
         if routed:
             parts["modality"] = nn.Embedding(len(config.modalities), dim)
         return {name: part.to(self.device, torch.float32) for name, part in parts.items()}
 
+    def _tuned_names(self, word: str) -> Sequence[str]:
+        """`tower.last12` stands for those of the tower's last 12 blocks that run."""
+        found = re.fullmatch(r"tower\.last(\d+)", word)
+        if found is None:
+            return (word,)
+        blocks, prefix = len(self.tower.blocks), f"tower.{self.tower.block_prefix}"
+        if not 0 < (count := int(found[1])) <= blocks:
+            raise AdapterError(f"adapter: tuned names {word}, but the tower has {blocks} blocks")
+        first, last = blocks - count, self.tower.last_block
+        if first > last:
+            raise AdapterError(
+                f"adapter: tuned names {word}, but nothing is read behind block {last} of {blocks}; "
+                f"name at least tower.last{blocks - last}"
+            )
+        return [f"{prefix}.{index}" for index in range(first, last + 1)]
+
+    def _exported_name(self, path: str) -> str:
+        """What Hugging Face models call a module of the decoder; other paths stay as they are."""
+        if not path.startswith("decoder."):
+            return path
+        name = hf_name(self.decoder.config, f"{path.removeprefix('decoder.')}.weight")
+        return name.removesuffix(".weight")
+
     def _decoder_sites(self) -> Iterator[Site]:
-        for index in range(self.decoder.config.n_layers):
-            for role, norm, names in LINEARS:
-                path = f"decoder.blocks.{index}"
-                readers = [name for name in names if name not in ("o_proj", "down_proj")]
-                yield Site(
-                    f"{path}.{norm}",
-                    self.decoder.config.dim,
-                    "decoder",
-                    role,
-                    index,
-                    tuple(f"{path}.{role}.{name}" for name in readers),
-                )
+        shared = self.decoder.config.parallel
         for index, block in enumerate(self.decoder.blocks):
-            for role, _, names in LINEARS:
-                for name in names:
-                    path = f"{role}.{name}"
-                    linear = block.get_submodule(path)
-                    yield Site(
-                        f"decoder.blocks.{index}.{path}",
-                        linear.in_features,
-                        "decoder",
-                        role,
-                        index,
-                        out=linear.out_features,
-                    )
+            path = f"decoder.blocks.{index}"
+            linears = {
+                role: [f"{path}.{role}.{name}" for name in names if hasattr(block.get_submodule(role), name)]
+                for role, names in LINEARS.items()
+            }
+            readers = {
+                role: tuple(name for name in names if not name.endswith(WRITERS))
+                for role, names in linears.items()
+            }
+            if shared:
+                readers = {"both": readers["attn"] + readers["mlp"]}
+            for role, names in readers.items():
+                norm = "mlp_norm" if role == "mlp" else "attn_norm"
+                dim = self.decoder.config.dim
+                yield Site(f"{path}.{norm}", dim, "decoder", role, index, names)
+        for index in range(len(self.decoder.blocks)):
+            for role, names_of_half in LINEARS.items():
+                for name in names_of_half:
+                    linear = getattr(self.decoder.blocks[index].get_submodule(role), name, None)
+                    if linear is not None:
+                        width, out = linear.in_features, linear.out_features
+                        where = f"decoder.blocks.{index}.{role}.{name}"
+                        yield Site(where, width, "decoder", role, index, out=out)
 
     def _tower_sites(self) -> Iterator[Site]:
-        for index in range(len(self.tower.blocks)):
-            for role, norm, reader in (("attn", "ln_1", "attn"), ("mlp", "ln_2", "mlp.c_fc")):
-                path = f"tower.visual.transformer.resblocks.{index}"
+        for index in range(self.tower.last_block + 1):
+            for role, norm, reader in self.tower.norms:
+                path = f"tower.{self.tower.block_prefix}.{index}"
                 yield Site(f"{path}.{norm}", self.tower.width, "tower", role, index, (f"{path}.{reader}",))
 
 
-def exported_name(path: str) -> str:
-    """What Hugging Face LLaMA models call a module of the decoder; other paths stay as they are."""
-    if not path.startswith("decoder."):
-        return path
-    return name_in_file(f"{path.removeprefix('decoder.')}.weight", HF_NAMES, HF_LAYERS).removesuffix(
-        ".weight"
-    )
-
-
-def prompt_notes(slots: int) -> dict[str, str]:
+def prompt_notes(slots: int | None) -> dict[str, str]:
     """How a sample of each modality is laid out, for folders made for other software."""
+    if slots is None:  # each picture has its own number of them
+        return {"text": TEXT_NOTE}
     return {"text": TEXT_NOTE, "image": f"{IMAGE_NOTE}\n\n```python\n{PREFIX_CODE}\n```".format(slots=slots)}
 
 

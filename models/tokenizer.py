@@ -1,45 +1,63 @@
-"""Text to token ids with a SentencePiece model (the tokenizer of LLaMA 1 and 2 and of the mini base)."""
+"""Text to token ids by the file a decoder was trained with: SentencePiece, `tokenizer.json`, tiktoken ranks.
+
+Text never gives the id of a special token for looking like one; such ids come from `special` alone.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-
-from sentencepiece import SentencePieceProcessor
+from typing import Protocol
 
 from models.errors import ModelError
+from models.tokenizer_bpe import JsonTokenizer, RanksTokenizer
+from models.tokenizer_sentencepiece import SentencePieceTokenizer
+
+__all__ = ["JsonTokenizer", "RanksTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
+
+NAMES = ("tokenizer.model", "tokenizer.json")
+_RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")
 
 
-class SentencePieceTokenizer:
-    """A SentencePiece model with begin and end ids; never pads with a vocabulary id."""
+class Tokenizer(Protocol):
+    """What a system needs of a tokenizer of any kind."""
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise ModelError(f"tokenizer: there is no file {path}; name a SentencePiece tokenizer.model")
-        content = path.read_bytes()
-        self.model = SentencePieceProcessor()
-        try:
-            self.model.LoadFromSerializedProto(content)
-        except RuntimeError as error:
-            raise ModelError(f"tokenizer: {path} is not a SentencePiece model; fetch it again") from error
-        self.path = path
-        self.digest = hashlib.sha256(content).hexdigest()
-        self.vocab_size: int = self.model.vocab_size()
-        self.bos_id: int = self.model.bos_id()
-        self.eos_id: int = self.model.eos_id()
-        if min(self.bos_id, self.eos_id) < 0:
-            raise ModelError(f"tokenizer: {path} lacks the begin or end piece that a decoder needs")
-        # What encoding puts before the first character: a dummy space, in most models.
-        self._line_break: list[int] = self.model.encode("\n")
+    path: Path
+    digest: str  # SHA-256 of the file
+    vocab_size: int  # one more than the highest id it can give, special tokens included
+    bos_id: int | None  # what stands before every text; None: the family puts nothing there
+    eos_id: int
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        """Ids of a text, without begin or end; `continues` when it goes on without a space before it."""
-        if not continues:
-            return list(self.model.encode(text))
-        # A line break never merges with what follows, so what stands behind it is the bare text.
-        return list(self.model.encode("\n" + text)[len(self._line_break) :])
+        """Ids of a text, without begin or end; `continues` when it goes on where other text ended."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; begin and end ids leave no trace."""
-        return str(self.model.decode(list(ids)))
+        """The text of ids; special tokens leave no trace."""
+        ...
+
+    def special(self, text: str) -> int:
+        """The id of a special token by its name; a ModelError where there is none."""
+        ...
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a file, or of a folder with one of `NAMES`; its kind is told by its content."""
+    file = path
+    if path.is_dir():
+        found = [path / name for name in NAMES if (path / name).is_file()]
+        if not found:
+            raise ModelError(
+                f"tokenizer: the folder {path} has none of {', '.join(NAMES)}; fetch one of them"
+            )
+        file = found[0]
+    if not file.is_file():
+        raise ModelError(f"tokenizer: there is no file {file}; name a {' or '.join(NAMES)}")
+    with file.open("rb") as opened:
+        start = opened.read(200)
+    if start.lstrip().startswith(b"{"):
+        return JsonTokenizer(file)
+    if _RANK.match(start):
+        return RanksTokenizer(file)
+    return SentencePieceTokenizer(file)

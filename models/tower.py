@@ -1,165 +1,191 @@
-"""The frozen image encoder: an open_clip vision transformer and the class tokens it is read by.
+"""The frozen image encoder: a vision transformer of open_clip, and what is read of it.
 
 The preprocessing belongs to the tower and comes with it. Knows nothing of decoders or adapters.
 
-Shapes: P pictures, H and W pixels, V tower width, K class tokens (one after every n-th block).
+Shapes: V views, H and W pixels, C tower width, K tokens of a view.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import open_clip
+import timm
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from open_clip.timm_model import TimmModel
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.weights import read_tensors
+from models.tower_files import CONFIG_FILE as CONFIG_FILE
+from models.tower_files import WEIGHTS_FILE as WEIGHTS_FILE
+from models.tower_files import find_tower_weights as find_tower_weights
+from models.tower_files import read_spec as read_spec
+from models.tower_files import tower_tensors
+from models.tower_spec import TowerSpec as TowerSpec
+from models.tower_spec import preprocess_settings as preprocess_settings
 
-Preprocess = Callable[[Image.Image], Tensor]
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
+# Role, norm and its reader in a block of open_clip's own transformer, and of timm's.
+OWN_NORMS = (("attn", "ln_1", "attn"), ("mlp", "ln_2", "mlp.c_fc"))
+TIMM_NORMS = (("attn", "norm1", "attn.qkv"), ("mlp", "norm2", "mlp.fc1"))
+GELUS = {"exact": "none", "tanh": "tanh"}  # as PyTorch calls them
+SIGLIP = "vit_base_patch16_siglip_224"  # timm's name of the transformer, in its smallest shape
 
 
 @dataclass(frozen=True)
-class TowerSpec:
-    """An open_clip model configuration and the preprocessing its weights were trained with."""
+class Features:
+    """What is read of a tower.
 
-    model: dict[str, Any]
-    preprocess: dict[str, Any]
-
-
-def read_spec(name: str, weights: str = "") -> TowerSpec:
-    """The spec of an open_clip architecture name, a JSON file or a folder with `open_clip_config.json`.
-
-    A name says nothing of preprocessing; with a pretrained tag as weights it is the tag's, and so is the
-    activation, which some tags have otherwise than their architecture.
+    Args:
+        kind: `class`, the class token after every n-th block (LaVIN, arXiv 2305.15023), or `patches`, all
+            patches of one layer without the class token (LLaVA, arXiv 2304.08485).
+        every: The n of `class`.
+        layer: The layer of `patches`, counted from the end as hidden states are: -1 is the output of the last
+            block, -2 of the one before. No norm follows.
     """
-    path = Path(name)
-    path = path / CONFIG_FILE if path.is_dir() else path
-    if path.suffix == ".json":
-        if not path.is_file():
-            raise ModelError(f"tower: there is no file {path}; set base.tower to the tower's folder")
-        try:
-            content = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"tower: {path} is not JSON ({error}); fetch it again") from error
-        model = content.get("model_cfg", content) if isinstance(content, dict) else {}
-        for key in ("vision_cfg", "embed_dim"):
-            if key not in model:
-                raise ModelError(f"tower: {path} has no {key}; it must be an open_clip model configuration")
-        spec = TowerSpec(model, content.get("preprocess_cfg", {}))
-        for key, value in (("vision_cfg", model["vision_cfg"]), ("preprocess_cfg", spec.preprocess)):
-            if not isinstance(value, dict):
-                raise ModelError(
-                    f"tower: {path} has {key} {value!r}, not a table of settings; fetch it again"
-                )
-        return spec
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ModelError(
-            f"tower: {name!r} is neither a folder with {CONFIG_FILE} nor a model open_clip knows "
-            "(open_clip.list_models() lists those)"
-        )
-    tag = open_clip.get_pretrained_cfg(name, weights)
-    if "quick_gelu" in tag:
-        config["quick_gelu"] = tag["quick_gelu"]
-    names = {field.name for field in fields(PreprocessCfg)}
-    return TowerSpec(config, {key: value for key, value in tag.items() if key in names})
 
-
-def preprocess_settings(spec: TowerSpec) -> PreprocessCfg:
-    """Size, mean, standard deviation and resizing of the tower's pictures, whole."""
-    settings = {"size": spec.model["vision_cfg"].get("image_size", 224), **spec.preprocess}
-    try:
-        return PreprocessCfg(**settings)
-    except TypeError as error:
-        raise ModelError(f"tower: preprocess_cfg has an unknown setting ({error})") from error
-
-
-def preprocess_of(spec: TowerSpec) -> Preprocess:
-    """The tower's own way from a picture to float[3, H, W]."""
-    try:
-        transform: Preprocess = image_transform_v2(preprocess_settings(spec), is_train=False)
-        transform(Image.new("RGB", (8, 8)))
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ModelError(f"tower: preprocess_cfg cannot prepare a picture ({error}); correct it") from error
-    return transform
+    kind: str = "class"
+    every: int = 4
+    layer: int = -2
 
 
 class Tower(nn.Module):
-    """A vision transformer read by the class token after every n-th block (LaVIN, arXiv 2305.15023)."""
+    """A vision transformer of open_clip, its own or timm's, and what is read of it.
 
-    def __init__(self, spec: TowerSpec, every: int = 4) -> None:
+    Raises ModelError when the spec describes no tower, or the features cannot be read of it.
+    """
+
+    def __init__(self, spec: TowerSpec, features: Features) -> None:
         super().__init__()
-        settings = spec.model["vision_cfg"]
-        if "timm_model_name" in settings or isinstance(settings.get("layers"), list):
-            raise ModelError("tower: only open_clip's own vision transformers have class tokens to read")
-        try:
-            vision = open_clip.model.CLIPVisionCfg(**settings)
-        except TypeError as error:
-            raise ModelError(f"tower: vision_cfg has an unknown setting ({error})") from error
-        quick = bool(spec.model.get("quick_gelu", False))
-        try:
-            self.visual = open_clip.model._build_vision_tower(
-                spec.model["embed_dim"], vision, quick_gelu=quick
-            )
-        except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
-            reason = str(error).split("\n", maxsplit=1)[0]
-            raise ModelError(f"tower: vision_cfg describes no tower ({reason}); correct it") from error
-        self.width: int = self.visual.conv1.out_channels
-        self.image_size: tuple[int, int] = self.visual.image_size
-        if not 0 < every <= len(self.blocks):
-            raise ModelError(
-                f"tower: class tokens after every {every} blocks, but there are {len(self.blocks)}; "
-                f"set base.tower_every to 1 to {len(self.blocks)}"
-            )
-        self.every = every
+        self.visual = _built(spec)
+        self.features = features
+        timm_made = isinstance(self.visual, TimmModel)
+        trunk = self.visual.trunk if timm_made else self.visual.transformer
+        self.blocks: nn.ModuleList = trunk.blocks if timm_made else trunk.resblocks
+        self.block_prefix = "visual.trunk.blocks" if timm_made else "visual.transformer.resblocks"
+        self.norms = TIMM_NORMS if timm_made else OWN_NORMS
+        self.width: int = trunk.embed_dim if timm_made else self.visual.conv1.out_channels
+        self.image_size: tuple[int, int] = tuple(self.visual.image_size)
+        self._patches: tuple[int, int] = trunk.patch_embed.grid_size if timm_made else self.visual.grid_size
+        self._read = self._indices(timm_made and not trunk.has_class_token)
+        if spec.gelu:
+            if spec.gelu not in GELUS:
+                raise ModelError(
+                    f"tower: GELU is {spec.gelu!r}; set base.tower_gelu to {' or '.join(GELUS)}, or leave it "
+                    "empty: as the weights were trained with"
+                )
+            for block in self.blocks:
+                setattr(block.mlp, "act" if timm_made else "gelu", nn.GELU(GELUS[spec.gelu]))
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks of the tower."""
-        return self.visual.transformer.resblocks
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens that a view gives."""
+        return self._patches if self.features.kind == "patches" else (1, len(self._read))
 
     @property
     def tokens(self) -> int:
-        """How many class tokens a picture gives."""
-        return len(self.blocks) // self.every
+        """How many tokens a view gives."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def last_block(self) -> int:
+        """The last block that runs: nothing is read of those behind it."""
+        return self._read[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, which pictures must have."""
+        return next(self.parameters()).dtype
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """float[P, 3, H, W] -> class tokens float[P, K, V]."""
-        read = range(self.every - 1, len(self.blocks), self.every)
+        """float[V, 3, H, W] -> tokens float[V, K, C]."""
         found = self.visual.forward_intermediates(
-            pictures, indices=list(read), intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+            pictures,
+            indices=self._read,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=self.features.kind == "class",
         )
-        kept = [prefix[:, 0] for prefix in found["image_intermediates_prefix"]]
-        return torch.stack(kept, dim=1)
+        if self.features.kind == "patches":
+            patches: Tensor = found["image_intermediates"][0]
+            return patches
+        return torch.stack([prefix[:, 0] for prefix in found["image_intermediates_prefix"]], dim=1)
+
+    def _indices(self, classless: bool) -> list[int]:
+        """The blocks whose outputs are read."""
+        count, every, layer = len(self.blocks), self.features.every, self.features.layer
+        if self.features.kind == "patches":
+            if not -count <= layer <= -1:
+                raise ModelError(
+                    f"tower: patches of layer {layer}, but there are {count} blocks; "
+                    f"set base.tower_layer to -1 (the last) to {-count}"
+                )
+            return [count + layer]
+        if self.features.kind != "class":
+            raise ModelError(f"tower: features are {self.features.kind!r}; choose class or patches")
+        if classless:
+            raise ModelError("tower: it has no class token to read; set base.tower_features to patches")
+        if not 0 < every <= count:
+            raise ModelError(
+                f"tower: class tokens after every {every} blocks, but there are {count}; "
+                f"set base.tower_every to 1 to {count}"
+            )
+        return list(range(every - 1, count, every))
 
 
-def find_tower_weights(name: str, weights: str) -> Path:
-    """The file of a tower's weights: a path, an open_clip pretrained tag, or the file in its folder."""
-    if not weights:
-        path = Path(name) / WEIGHTS_FILE
-        if not path.is_file():
-            raise ModelError(f"tower: {name!r} brings no weights; set base.tower_weights to their file")
-        return path
-    if (path := Path(weights)).is_file():
-        return path
-    if weights in open_clip.list_pretrained_tags_by_model(name):
-        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, weights)))
-    raise ModelError(f"tower: {weights!r} is neither a file nor a pretrained tag of {name}")
+class _Siglip(TimmModel):
+    """SigLIP's transformer in any shape, up to its last norm."""
+
+    def __init__(self, img_size: tuple[int, int], eps: float, **shape: object) -> None:
+        nn.Module.__init__(self)
+        norm = partial(nn.LayerNorm, eps=eps)
+        self.image_size = img_size
+        self.trunk = timm.create_model(
+            SIGLIP, num_classes=0, global_pool="", img_size=img_size, norm_layer=norm, **shape
+        )
+        self.head = nn.Sequential()
+
+
+def _built(spec: TowerSpec) -> nn.Module:
+    """The vision transformer of a spec, with random weights."""
+    settings = spec.model["vision_cfg"]
+    if isinstance(settings.get("layers"), list):
+        raise ModelError("tower: only vision transformers can be read, not convolutional towers")
+    if spec.trunk is not None:
+        return _Siglip(**spec.trunk)
+    try:
+        # Whatever a configuration says, building downloads no weights: they are loaded afterwards, whole.
+        vision = open_clip.model.CLIPVisionCfg(**{**settings, "timm_model_pretrained": False})
+    except TypeError as error:
+        raise ModelError(f"tower: vision_cfg has an unknown setting ({error})") from error
+    quick, headless = bool(spec.model.get("quick_gelu", False)), "embed_dim" not in spec.model
+    try:
+        visual: nn.Module = open_clip.model._build_vision_tower(
+            1 if headless else spec.model["embed_dim"], vision, quick_gelu=quick
+        )
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ModelError(f"tower: vision_cfg describes no tower ({reason}); correct it") from error
+    if isinstance(visual, TimmModel) and not isinstance(visual.trunk, VisionTransformer):
+        raise ModelError(
+            f"tower: {settings['timm_model_name']} is not built of the blocks of a plain vision transformer; "
+            "choose a tower that is"
+        )
+    if headless:
+        visual.proj = None
+    return visual
 
 
 def load_tower_weights(tower: Tower, path: Path) -> None:
-    """Loads `visual.*` of an open_clip or OpenAI CLIP file (safetensors or restricted .pt), strictly."""
-    tensors = read_tensors(path)
-    visual = {name.removeprefix("visual."): x for name, x in tensors.items() if name.startswith("visual.")}
+    """Loads a tower's tensors, strictly: what is beside the tower in its files does not matter.
+
+    The path is a file of open_clip, OpenAI's CLIP or Hugging Face (safetensors or restricted .pt), or a
+    Hugging Face folder. Raises ModelError when a tensor is missing, unexpected or misshapen.
+    """
+    visual = tower_tensors(path, isinstance(tower.visual, TimmModel))
     expected = tower.visual.state_dict()
     missing, wrong = sorted(expected.keys() - visual.keys()), []
     for name in sorted(expected.keys() & visual.keys()):

@@ -17,7 +17,7 @@ from mma import MMAConfig
 from models.build import BaseSettings, System, build_new
 from models.decoder import Decoder, DecoderConfig
 from models.export import write_hf
-from models.tower import Tower, TowerSpec
+from models.tower import Features, Tower, TowerSpec
 from tests.small import World, make_world
 
 TOKENIZER = Path(__file__).parent.parent / "assets/mini/decoder/tokenizer.model"
@@ -45,7 +45,7 @@ def write_base(folder: Path, seed: int = 0, n_kv_heads: int = 2) -> BaseSettings
     write_hf(decoder, folder / "decoder", torch.float32)
     shutil.copy(TOKENIZER, folder / "decoder" / "tokenizer.model")
     spec = TowerSpec(TOWER_MODEL, {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"})
-    tower = Tower(spec, every=2)
+    tower = Tower(spec, Features(every=2))
     randomise(tower, seed + 1)
     (folder / "tower").mkdir()
     content = {"model_cfg": spec.model, "preprocess_cfg": spec.preprocess}

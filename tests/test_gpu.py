@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data.packing import collate
+from data.pictures import Prepared, slot_counter
 from data.sample import Sample
 from data.template import LavinTemplate
 from mma import MMAConfig
@@ -31,14 +32,14 @@ def system_on(base: BaseSettings, device: str, precision: str = "fp32") -> Syste
 
 
 def batch_for(system: System, response: str | None = None):
-    template = LavinTemplate(system.tokenizer, system.image_slots)
+    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
     samples = [
-        Sample(f"s{i}", f"Question: {i}?\nResponse:", "The answer is A.", image, (), None)
-        for i, image in enumerate((Path("a.png"), None, Path("b.png")))
+        Sample(f"s{i}", f"Question: {i}?\nResponse:", "The answer is A.", images)
+        for i, images in enumerate(((Path("a.png"),), (), (Path("b.png"),)))
     ]
     tokens = [template.tokens(sample, response=response) for sample in samples]
-    picture = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return collate(tokens, lambda _: picture).to(system.model.device)
+    picture = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return collate(tokens, lambda _: Prepared(picture, (16, 16))).to(system.model.device)
 
 
 def test_logits_and_gradients_equal_the_cpu(tiny_base):

@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 
 import train
 from data.mini.generate import generate
+from finetune.recipe import read_recipe, read_stages
+from finetune.task import told as told_scores
 from models.build import BaseSettings, load
 from models.decoder import Decoder, DecoderConfig
 from models.export import write_hf
-from models.tower import Tower, TowerSpec
+from models.tower import Features, Tower, TowerSpec
 from training.monitor import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def world(tmp_path_factory):
     config = {"embed_dim": 16, "vision_cfg": VISION}
     (root / "tower").mkdir()
     (root / "tower/open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    tower = Tower(TowerSpec(config, {}), every=1)
+    tower = Tower(TowerSpec(config, {}), Features(every=1))
     tensors = {f"visual.{name}": tensor.contiguous() for name, tensor in tower.visual.state_dict().items()}
     save_file(tensors, root / "tower/open_clip_model.safetensors")
     generate(root / "data", problems=180, seed=0)
@@ -111,18 +113,18 @@ def test_the_licence_of_the_data_is_told_and_scores_only_where_there_are_some(wo
 
 
 def test_scores_are_told_with_their_interval():
-    assert train.told(None, "val", 300) is None
-    told = train.told({"loss": 0.5, "accuracy": 279 / 300}, "val", 300)
+    assert told_scores(None, "val", 300) is None
+    told = told_scores({"loss": 0.5, "accuracy": 279 / 300}, "val", 300)
     assert told is not None
     assert [round(end, 4) for end in told.pop("accuracy_interval")] == [0.8954, 0.9538]  # as in the README
     assert told == {"loss": 0.5, "accuracy": 279 / 300, "questions": 300, "split": "val"}
 
 
 def test_recipes_name_the_licence_of_their_data():
-    licences = {"mini": "Apache-2.0", "scienceqa": "CC BY-NC-SA 4.0"}
+    licences = {Path("runs/mini-data"): "Apache-2.0", Path("scienceqa"): "CC BY-NC-SA 4.0"}
     for file in ROOT.rglob("recipes/**/*.yaml"):
-        recipe = train.recipe_reader().read(file)
-        assert recipe.data.licence == licences["scienceqa" if file.stem.startswith("scienceqa") else "mini"]
+        for recipe in read_stages(file).values():
+            assert recipe.data.root is None or recipe.data.licence == licences[recipe.data.root]
 
 
 def test_packing_does_not_change_the_order_of_the_samples(whole, world):
@@ -245,16 +247,17 @@ def test_without_arguments_it_helps(capsys):
 
 @pytest.mark.parametrize("file", sorted(ROOT.rglob("recipes/**/*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_can_be_read(file):
-    recipe = train.recipe_reader().read(file)
-    assert isinstance(recipe.base, BaseSettings)
+    stages = read_stages(file)
     text = file.read_text()
     assert f"python train.py recipes/{file.name}" in text.split("\n\n")[0]
-    assert recipe.run.folder == Path("runs") / file.stem
+    for name, recipe in stages.items():
+        assert isinstance(recipe.base, BaseSettings)
+        assert recipe.run.folder == Path("runs") / file.stem / name
 
 
 def test_published_recipes_have_the_published_settings():
     for name, temperature in (("7b", 10.0), ("13b", 5.0)):
-        recipe = train.recipe_reader().read(ROOT / f"recipes/scienceqa-{name}.yaml")
+        recipe = read_recipe(ROOT / f"recipes/lavin-{name}.yaml")
         assert recipe.adapter.temperature == temperature
         assert recipe.optim.lr == pytest.approx(9e-3 * 32 / 256)
         assert (recipe.optim.epochs, recipe.optim.warmup, recipe.optim.batch) == (20, 2, 32)

@@ -9,26 +9,35 @@ import errno
 import json
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from mma.errors import AdapterError
+from training.batches import Pass, passes, prefetched
 from training.curve import draw_loss
 from training.ema import MovingAverage
 from training.errors import RunError
-from training.monitor import Monitor
-from training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from training.monitor import Monitor, Silent
+from training.optimizer import (
+    learning_rate,
+    load_optimizer_tensors,
+    make_optimizer,
+    moving,
+    optimizer_tensors,
+    set_rate,
+)
+from training.parallel import PeerStopped, talking
 from training.run_state import (
     Progress,
     RunState,
+    load_trainables,
     locked,
     newest_state,
     read_state,
@@ -39,22 +48,10 @@ from training.run_state import (
 )
 from training.settings import METRICS, OptimSettings, RunSettings
 from training.signals import Interrupted, StopSignals
-from training.step import Batch, Model, seed_step, train_step
+from training.step import train_step
+from training.task import Task
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained, on what, and how it is saved and validated."""
-
-    model: Model
-    trainables: Mapping[str, Parameter]  # name -> parameter, float32
-    batches_of_step: Callable[[int], Sequence[Batch]]  # micro-batches of optimizer step k, counted from 0
-    steps_per_epoch: int
-    save_adapter: Callable[[Path, dict[str, Any]], None]  # writes a complete folder, with its provenance
-    validate: Callable[[], dict[str, float]] | None  # "loss" and perhaps "accuracy"
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Outcome:
 
 def train(task: Task, optim: OptimSettings, run: RunSettings) -> Outcome:
     """Trains from where `run.folder` stands (from the start in a new one) to the end or to a stop signal."""
-    with locked(run.folder):
+    with locked(run.folder) if task.world.first else nullcontext():
         trainer = Trainer(task, optim, run)
         with trainer.rescued():
             return trainer.go()
@@ -84,32 +81,35 @@ class Trainer:
         self.save_every = run.save_every or task.steps_per_epoch
         self.validate_every = run.validate_every or task.steps_per_epoch
         self.states, self.checkpoints = run.folder / "state", run.folder / "checkpoints"
-        self.optimizer = make_optimizer(task.trainables, optim)
+        self.world = task.world
+        # A sharded base computes only where all processes do: they validate and save together.
+        self.together = run.shard and task.world.size > 1
+        self.moving = moving(task.trainables, optim, task.part_of)
+        self.optimizer = make_optimizer(self.moving, optim, task.part_of)
+        self.world.agree_on(task.trainables)
         self.ema = MovingAverage(task.trainables, optim.ema) if optim.ema is not None else None
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.stopped: int | None = None  # the signal that all processes have agreed to stop for
         if optim.threads is not None:
             torch.set_num_threads(optim.threads)
         if run.patience is not None and task.validate is None:
             raise RunError("run.patience is set, but there is no validation: name a split for it")
         # What a killed run left half-written.
         for folder in (run.folder, self.states, self.checkpoints):
-            remove_leftovers(folder)
+            if self.world.first:
+                remove_leftovers(folder)
+        self.world.wait()
         self._resume()
+        self.world.wait()  # the state is read before the first process may write the next one
 
     def go(self) -> Outcome:
         """Runs to the end or to a stop signal; says how far it came."""
-        progress, device = self.progress, self.task.device
-        monitor = Monitor(
-            self.run.folder,
-            step=progress.step,
-            steps=self.steps,
-            metrics_bytes=progress.metrics_bytes,
-            device=device,
-        )
+        progress = self.progress
+        monitor = self._monitor()
         with closing(monitor), StopSignals() as signals:
             if progress.step:  # what a kill just behind the last state has prevented
-                if not self._checkpoint().exists():
+                if self.world.tell(not self._checkpoint().exists()):
                     self._write_checkpoint()
                 self._prune()
             if not progress.finished:
@@ -118,15 +118,35 @@ class Trainer:
                     self._steps(monitor, signals)
                 progress.finished = self._complete()
                 self._save(monitor)
-        if not progress.finished:
-            return Outcome(progress.step, None, signals.received)
-        return Outcome(progress.step, self._finish(), None)
+        adapter = self._finish() if progress.finished else None
+        self.world.wait()
+        return Outcome(progress.step, adapter, None if progress.finished else self.stopped)
+
+    def _monitor(self) -> Monitor | Silent:
+        """Who reports; only the first process does."""
+        if not self.world.first:
+            return Silent()
+        return Monitor(
+            self.run.folder,
+            step=self.progress.step,
+            steps=self.steps,
+            metrics_bytes=self.progress.metrics_bytes,
+            device=self.task.device,
+        )
+
+    def _stopping(self, signals: StopSignals) -> bool:
+        """Whether a signal has reached any process; all of them are told the same."""
+        received = [number for number in self.world.gather(signals.received) if number is not None]
+        self.stopped = received[0] if received else None
+        return bool(received)
 
     @contextmanager
     def rescued(self) -> Iterator[None]:
         """Turns a failure to write into one line that says what is kept."""
         try:
             yield
+        except PeerStopped as error:
+            raise RunError(f"{error} in step {self.progress.step + 1}; {self._kept()}") from error
         except AdapterError as error:
             raise RunError(f"{error}; {self._kept()}") from error
         except OSError as error:
@@ -134,38 +154,56 @@ class Trainer:
                 raise
             raise RunError(f"the disk is full: free some space; {self._kept()}") from error
 
-    def _steps(self, monitor: Monitor, signals: StopSignals) -> None:
+    def _steps(self, monitor: Monitor | Silent, signals: StopSignals) -> None:
         """Steps until the run is complete or a stop signal came."""
         progress = self.progress
         if self._validate(monitor, signals):
             self._save(monitor)
-        with closing(prefetched(self.task.batches_of_step, progress.step, self.steps)) as batches:
+        with closing(prefetched(self._own, progress.step, self.steps)) as batches:
             monitor.resume()
-            while not self._complete() and signals.received is None:
-                self._step(next(batches), monitor)
+            while not self._complete():
+                own = next(batches)
+                # Here all processes wait for each other, whoever's batches took longest.
+                if self._stopping(signals):
+                    break
+                self._step(own, monitor)
                 improved = self._validate(monitor, signals)
                 if (improved or progress.step % self.save_every == 0) and not self._complete():
                     self._save(monitor)
                 monitor.resume()
 
-    def _step(self, batches: Sequence[Batch], monitor: Monitor) -> None:
+    def _own(self, step: int) -> list[Pass]:
+        """What this process computes of a step."""
+        batches = self.task.batches_of_step(step)
+        return passes(batches, seed=self.optim.seed, step=step, world=self.world)
+
+    def _step(self, own: Sequence[Pass], monitor: Monitor | Silent) -> None:
         """One optimizer step."""
         index, optim = self.progress.step, self.optim
-        rate = learning_rate(index, peak=optim.lr, floor=optim.min_lr, warmup=self.warmup, steps=self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        seed_step(optim.seed, index)
+        rate = learning_rate(
+            index,
+            peak=optim.lr,
+            floor=optim.min_lr,
+            warmup=self.warmup,
+            steps=self.steps,
+            schedule=optim.schedule,
+        )
+        set_rate(self.optimizer, rate)
         self.task.model.train()
         try:
-            result = train_step(
-                self.task.model,
-                self.task.trainables,
-                self.optimizer,
-                batches,
-                step=index + 1,
-                device=self.task.device,
-                clip=optim.clip,
-            )
+            with self._talking():
+                result = train_step(
+                    self.task.model,
+                    self.moving,
+                    self.optimizer,
+                    own,
+                    step=index + 1,
+                    device=self.task.device,
+                    clip=optim.clip,
+                    world=self.world,
+                )
+        except PeerStopped:
+            raise
         except RunError as error:
             raise RunError(f"{error}; {self._kept()}") from error
         except torch.OutOfMemoryError as error:
@@ -189,16 +227,12 @@ class Trainer:
             return False
         return step % self.validate_every == 0 or step >= self.steps
 
-    def _validate(self, monitor: Monitor, signals: StopSignals) -> bool:
+    def _validate(self, monitor: Monitor | Silent, signals: StopSignals) -> bool:
         """Validates if it is time to; says whether the trained tensors are the best so far."""
         if not self._validation_due():
             return False
-        assert self.task.validate is not None, "a validation is due only where there is one"
         progress, name = self.progress, self.run.keep_best
-        with self._averaged(), signals.interruptible():
-            self.task.model.eval()
-            with torch.no_grad():
-                scores = self.task.validate()
+        scores = self._scores(signals)
         if name not in scores:
             raise RunError(f"run.keep_best is '{name}', but the validation has only {', '.join(scores)}")
         if bad := [key for key, score in scores.items() if not math.isfinite(score)]:
@@ -215,6 +249,30 @@ class Trainer:
         self.best = {key: tensor.detach().cpu().clone() for key, tensor in self._result().items()}
         return True
 
+    def _scores(self, signals: StopSignals) -> dict[str, float]:
+        """What the first process validates, in all of them; raises Interrupted in all when it was stopped."""
+        assert self.task.validate is not None, "a validation is due only where there is one"
+        scores = None
+        if self.together:  # not interruptible: the others would wait for who was stopped
+            with self._averaged(), self._talking():
+                self.task.model.eval()
+                with torch.no_grad():
+                    scores = self.task.validate()
+        elif self.world.first:
+            with suppress(Interrupted), self._averaged(), signals.interruptible():
+                self.task.model.eval()
+                with torch.no_grad():
+                    scores = self.task.validate()
+        scores = self.world.tell(scores)
+        if scores is None:
+            self._stopping(signals)
+            raise Interrupted
+        return scores
+
+    def _talking(self) -> AbstractContextManager[None]:
+        """Where a pass through the model may wait for other processes: a sharded base does."""
+        return talking() if self.together else nullcontext()
+
     def _result(self) -> Mapping[str, Tensor]:
         """What is validated and saved as the adapter: the trained tensors, or their moving average."""
         return self.task.trainables if self.ema is None else self.ema.tensors
@@ -223,22 +281,26 @@ class Trainer:
         """Inside the block the trained parameters hold the result."""
         return nullcontext() if self.ema is None else self.ema.applied(self.task.trainables)
 
-    def _save(self, monitor: Monitor) -> None:
+    def _save(self, monitor: Monitor | Silent) -> None:
         """Writes the run state, then the adapter folder of this step; resuming writes a missing one."""
+        if self.world.first:
+            self._write_state(monitor)
+        if self.progress.step:  # at step 0 nothing is trained yet
+            self._write_checkpoint()
+            self._prune()
+
+    def _write_state(self, monitor: Monitor | Silent) -> None:
         progress = self.progress
         progress.saves += 1
         progress.metrics_bytes = monitor.sync()
         tensors: dict[str, dict[str, Tensor]] = {
             "trainables": dict(self.task.trainables),
-            "optimizer": optimizer_tensors(self.task.trainables, self.optimizer),
+            "optimizer": optimizer_tensors(self.moving, self.optimizer),
             "best": self.best,
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.tensors
         write_state(self.states, RunState(progress, tensors, self._about()))
-        if progress.step:  # at step 0 nothing is trained yet
-            self._write_checkpoint()
-            self._prune()
 
     def _checkpoint(self) -> Path:
         return self.checkpoints / step_name(self.progress.step)
@@ -247,10 +309,22 @@ class Trainer:
         progress = self.progress
         scores = progress.scores if progress.validated == progress.step else None
         with self._averaged():
-            self.task.save_adapter(self._checkpoint(), self._provenance(progress.step, scores))
+            self._write_adapter(self._checkpoint(), progress.step, scores)
+
+    def _write_adapter(self, folder: Path, step: int, scores: dict[str, float] | None) -> None:
+        """Writes an adapter folder; the base may have to compute for it, and then every process does."""
+        provenance = self._provenance(step, scores)
+        with self._talking():
+            if self.world.first:
+                self.task.save_adapter(folder, provenance)
+            elif self.together:
+                with TemporaryDirectory() as thrown_away:
+                    self.task.save_adapter(Path(thrown_away) / folder.name, provenance)
 
     def _prune(self) -> None:
         """Keeps the newest checkpoints and the best one."""
+        if not self.world.first:
+            return
         folders = sorted(self.checkpoints.iterdir())
         best = step_name(self.progress.best_step) if self.progress.best_step is not None else None
         for folder in folders[: -self.run.keep]:
@@ -264,10 +338,11 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.task.trainables.items():
                 parameter.copy_(final[name])
-        if not adapter.exists():
+        if self.world.tell(not adapter.exists()):
             step = self.progress.step if best_step is None else best_step
-            self.task.save_adapter(adapter, self._provenance(step, self.progress.best_scores))
-        draw_loss(self.run.folder)
+            self._write_adapter(adapter, step, self.progress.best_scores)
+        if self.world.first:
+            draw_loss(self.run.folder)
         return adapter
 
     def _provenance(self, step: int, scores: dict[str, float] | None) -> dict[str, Any]:
@@ -301,7 +376,7 @@ class Trainer:
             )
         self.progress, self.best = state.progress, state.tensors["best"]
         load_trainables(state.tensors["trainables"], self.task.trainables, folder)
-        load_optimizer_tensors(state.tensors["optimizer"], self.task.trainables, self.optimizer)
+        load_optimizer_tensors(state.tensors["optimizer"], self.moving, self.optimizer)
         if self.ema is not None:
             load_trainables(state.tensors["ema"], self.ema.tensors, folder)
         # Sums are taken in another order with another number of threads.
@@ -319,33 +394,3 @@ class Trainer:
             return f"nothing was saved yet in {self.run.folder}"
         step = int(folder.name.split("-")[1])
         return f"step {step} is kept in {folder}: python train.py --resume {self.run.folder}"
-
-
-def load_trainables(tensors: Mapping[str, Tensor], trainables: Mapping[str, Tensor], folder: Path) -> None:
-    """Puts saved tensors into the trained parameters; names and shapes must be the same."""
-    for name in sorted(tensors.keys() ^ trainables.keys()):
-        side = "lacks" if name in trainables else "has an unknown"
-        raise RunError(
-            f"{folder} {side} trained tensor '{name}': the base or the adapter settings have changed"
-        )
-    with torch.no_grad():
-        for name, parameter in trainables.items():
-            if tensors[name].shape != parameter.shape:
-                raise RunError(
-                    f"{folder}: '{name}' is {list(tensors[name].shape)}, here it is {list(parameter.shape)}: "
-                    "the base or the adapter has changed"
-                )
-            parameter.copy_(tensors[name])
-
-
-def prefetched(
-    batches_of_step: Callable[[int], Sequence[Batch]], first: int, end: int
-) -> Generator[Sequence[Batch], None, None]:
-    """The batches of the steps in order; those of the next one are made while a step computes."""
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        coming = pool.submit(batches_of_step, first) if first < end else None
-        for step in range(first, end):
-            assert coming is not None, "the last step submits nothing"
-            batches = coming.result()
-            coming = pool.submit(batches_of_step, step + 1) if step + 1 < end else None
-            yield batches

@@ -116,6 +116,22 @@ class Monitor:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+class Silent:
+    """The monitor of a process that is not the first: the first one reports for all."""
+
+    def step(self, step: int, epoch: float, rate: float, result: StepResult) -> None:
+        """Reports nothing."""
+
+    def validation(self, step: int, scores: dict[str, float]) -> None:
+        """Reports nothing."""
+
+    def resume(self) -> None:
+        """Measures nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -63,20 +63,21 @@ class RecipeReader(Generic[Recipe]):
 
     def read(self, file: Path, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe in a file, with settings from the command line (`--optim.lr 1e-3`) put over it."""
-        try:
-            self._check(flat_keys(_load(file)), str(file))
-        except RecursionError as error:
-            raise RunError(f"the recipe {file} is nested too deep, or holds itself") from error
+        return self.read_values(load(file), str(file), overrides)
+
+    def read_values(self, values: Mapping[str, Any], file: str, overrides: Sequence[str] = ()) -> Recipe:
+        """The same for settings that were loaded already; `file` is named in errors."""
+        self._check(flat_keys(values), file)
         for token in overrides:
             if token.startswith("--"):
                 self._check([token[2:].partition("=")[0]], "the command line")
         try:
-            values = self._parser.parse_args([f"--recipe={file}", *overrides])
+            parsed = self._parser.parse_args([f"--recipe={yaml.safe_dump(dict(values))}", *overrides])
         except ArgumentError as error:
-            where = f"{file} with the settings of the command line" if overrides else str(file)
+            where = f"{file} with the settings of the command line" if overrides else file
             raise RunError(f"{where}: {_one_line(error)}") from error
-        del values["recipe"]
-        fields: Namespace = self._parser.instantiate(values)
+        del parsed["recipe"]
+        fields: Namespace = self._parser.instantiate(parsed)
         return self._class(**vars(fields))
 
     def dump(self, recipe: Recipe) -> str:
@@ -88,7 +89,9 @@ class RecipeReader(Generic[Recipe]):
             if key in self._sections:
                 example = next(name for name in self.known if name.startswith(f"{key}."))
                 raise RunError(f"{where}: '{key}' is a section: give its settings, such as {example}")
-            if key not in self.known:
+            # A setting may hold a table of its own, such as optim.parts.
+            inside = any(key.startswith(f"{name}.") for name in self.known)
+            if key not in self.known and not inside:
                 near = nearest(key, self.known)
                 hint = f"did you mean '{near}'?" if near else "python train.py --help lists all"
                 raise RunError(f"{where}: unknown setting '{key}', {hint}")
@@ -125,7 +128,8 @@ def nearest(key: str, known: Sequence[str]) -> str | None:
     return next(iter(get_close_matches(key, known, n=1)), None)
 
 
-def _load(file: Path) -> dict[str, Any]:
+def load(file: Path) -> dict[str, Any]:
+    """The settings in a YAML file, not yet checked."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -136,7 +140,61 @@ def _load(file: Path) -> dict[str, Any]:
         raise RunError(f"the recipe {file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RunError(f"the recipe {file} must hold settings as 'name: value', it holds {values!r}")
+    try:
+        list(flat_keys(values))
+    except RecursionError as error:
+        raise RunError(f"the recipe {file} is nested too deep, or holds itself") from error
     return values
+
+
+def stages_of(values: Mapping[str, Any], file: str) -> dict[str, dict[str, Any]]:
+    """The settings of every stage by its name, the whole recipe's put under its own; {} without stages.
+
+    Each stage is a run of its own, in a folder of its name below the recipe's, and begins with the adapter
+    of the stage before.
+    """
+    common = {key: value for key, value in values.items() if key != "stages"}
+    listed = values.get("stages", [])
+    if not isinstance(listed, list) or not all(isinstance(stage, dict) for stage in listed):
+        raise RunError(f"{file}: 'stages' must be a list of stages, each with a name and its settings")
+    found: dict[str, dict[str, Any]] = {}
+    for stage in listed:
+        name = stage.get("name")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or name in found:
+            raise RunError(f"{file}: a stage is named {name!r}; give each a name of letters, digits and -")
+        found[name] = merged(common, {key: value for key, value in stage.items() if key != "name"})
+    return found
+
+
+def with_variants(values: Mapping[str, Any], names: Sequence[str], file: str) -> dict[str, Any]:
+    """The settings with those of the named variants put over them, in their order."""
+    variants = values.get("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(variant, dict) for variant in variants.values()):
+        raise RunError(f"{file}: 'variants' must be a table of variants, each a table of settings")
+    found = {key: value for key, value in values.items() if key != "variants"}
+    for name in names:
+        if name not in variants:
+            known = f"it has {', '.join(map(str, variants))}" if variants else "it has none"
+            raise RunError(f"{file} has no variant {name!r}: {known}")
+        variant = variants[name]
+        own = variant.get("stages")
+        if isinstance(own, dict):  # settings of single stages, by their names
+            listed = [dict(stage) for stage in found.get("stages", [])]
+            if unknown := sorted(own.keys() - {stage.get("name") for stage in listed}):
+                raise RunError(f"{file}: variant {name!r} changes stage {unknown[0]!r}, which there is not")
+            stages = [merged(stage, own.get(stage.get("name"), {})) for stage in listed]
+            variant = {**variant, "stages": stages}
+        found = merged(found, variant)
+    return found
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, the second put over the first."""
+    both = dict(under)
+    for key, value in over.items():
+        below = both.get(key)
+        both[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return both
 
 
 def _one_line(error: Exception) -> str:

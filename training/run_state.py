@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -130,6 +131,23 @@ def read_state(folder: Path) -> RunState:
         raise
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise RunError(f"the run state {folder} cannot be read ({error}): start the run anew") from error
+
+
+def load_trainables(tensors: Mapping[str, Tensor], trainables: Mapping[str, Tensor], folder: Path) -> None:
+    """Puts saved tensors into the trained parameters; names and shapes must be the same."""
+    for name in sorted(tensors.keys() ^ trainables.keys()):
+        side = "lacks" if name in trainables else "has an unknown"
+        raise RunError(
+            f"{folder} {side} trained tensor '{name}': the base or the adapter settings have changed"
+        )
+    with torch.no_grad():
+        for name, parameter in trainables.items():
+            if tensors[name].shape != parameter.shape:
+                raise RunError(
+                    f"{folder}: '{name}' is {list(tensors[name].shape)}, here it is {list(parameter.shape)}: "
+                    "the base or the adapter has changed"
+                )
+            parameter.copy_(tensors[name])
 
 
 def remove_folder(folder: Path) -> None:

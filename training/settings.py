@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +16,17 @@ METRICS = {"loss": -1, "accuracy": 1}
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """How the trained parameters are moved (AdamW, linear warmup, then cosine)"""
+    """How the trained parameters are moved (AdamW, linear warmup, then a schedule)"""
 
     lr: float = 1.125e-3
     """learning rate at the end of the warmup"""
+    parts: dict[str, float] = field(default_factory=dict)
+    """learning rate of the parts that have one of their own, such as {projector: 1e-3}; 0 keeps a part as it
+    is: it is saved with the others, but not trained"""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """how the learning rate falls after the warmup"""
     min_lr: float = 0.0
-    """learning rate that the cosine ends at"""
+    """learning rate that the schedule ends at (constant never falls)"""
     epochs: int = 20
     """how often every sample is seen"""
     max_steps: int | None = None
@@ -34,6 +39,8 @@ class OptimSettings:
     """length of the warmup in epochs, may be a fraction"""
     warmup_steps: int | None = None
     """length of the warmup in steps, instead of epochs"""
+    warmup_ratio: float | None = None
+    """length of the warmup as a share of all steps, instead of epochs"""
     weight_decay: float = 0.02
     """decay of parameters of two or more dimensions"""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -63,6 +70,13 @@ class OptimSettings:
             _check(
                 "optim", "betas", beta, "two numbers of at least 0 and below 1", lambda value: 0 <= value < 1
             )
+        _check(
+            "optim", "warmup_ratio", self.warmup_ratio, "0 or more and below 1", lambda value: 0 <= value < 1
+        )
+        for part, rate in self.parts.items():
+            _check("optim", f"parts.{part}", rate, "0 or more", lambda value: value >= 0)
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise RunError("optim.warmup_steps and optim.warmup_ratio are both set: leave one of them out")
         if self.min_lr > self.lr:
             raise RunError(f"optim.min_lr is {self.min_lr:g}, above optim.lr of {self.lr:g}: lower it")
 
@@ -73,9 +87,13 @@ class OptimSettings:
     def warmup_length(self, steps_per_epoch: int) -> int:
         """Number of steps in which the learning rate rises."""
         steps = self.steps(steps_per_epoch)
-        length = self.warmup_steps if self.warmup_steps is not None else round(self.warmup * steps_per_epoch)
+        if self.warmup_steps is not None:
+            setting, length = "optim.warmup_steps", self.warmup_steps
+        elif self.warmup_ratio is not None:
+            setting, length = "optim.warmup_ratio", round(self.warmup_ratio * steps)
+        else:
+            setting, length = "optim.warmup", round(self.warmup * steps_per_epoch)
         if length >= steps:
-            setting = "optim.warmup" if self.warmup_steps is None else "optim.warmup_steps"
             raise RunError(f"{setting} gives {length} steps of warmup in a run of {steps} steps: shorten it")
         return length
 
@@ -98,6 +116,9 @@ class RunSettings:
     """score of the validation that decides which checkpoint becomes the adapter"""
     patience: int | None = None
     """stop after so many validations without a better score; null never stops early"""
+    shard: bool = False
+    """shard the frozen decoder over the processes (FSDP2), for one that does not fit on a GPU; every process
+    then takes part in validations"""
 
     def __post_init__(self) -> None:
         for name in ("save_every", "validate_every"):

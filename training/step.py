@@ -1,30 +1,21 @@
-"""One optimizer step: the gradient of the mean loss per supervised token, however the samples are packed."""
+"""One optimizer step: the gradient of the mean loss per supervised token, however the samples are packed
+and however many processes share them."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from training.batches import Pass
 from training.errors import RunError
-
-
-class Batch(Protocol):
-    """Samples that go through the model together."""
-
-    @property
-    def targets(self) -> Tensor: ...  # int64[L], one per supervised token
-    @property
-    def lengths(self) -> Sequence[int]: ...  # tokens of each sample
-    @property
-    def sample_ids(self) -> Sequence[str]: ...
-    def to(self, device: torch.device) -> Batch: ...
+from training.parallel import World
 
 
 class Model(Protocol):
@@ -46,57 +37,82 @@ class StepResult:
     sample_ids: list[str]
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seeds the generators for one step, so that dropout does not depend on the steps before it."""
-    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=7).digest()
-    torch.manual_seed(int.from_bytes(digest, "big"))
+@dataclass(frozen=True)
+class _Told:
+    """What a process tells the others of a micro-batch."""
+
+    index: int
+    loss: float
+    targets: int
+    tokens: int
+    sample_ids: list[str]
 
 
 def accumulate(
-    model: Model, batches: Sequence[Batch], *, step: int, device: torch.device
-) -> tuple[float, int]:
-    """Adds the gradient of the mean loss over all batches; returns that loss and the number of targets."""
-    count = sum(batch.targets.numel() for batch in batches)
-    if not count:
-        raise RunError(f"step {step} has no supervised token; samples: {_ids(batches)}")
-    sums = []
-    for batch in batches:
-        loss = model.loss(batch.to(device))
-        # Not the mean of each batch: a token weighs the same in whichever batch it is.
-        torch.autograd.backward(loss / count)
+    model: Model,
+    trainables: Mapping[str, Parameter],
+    own: Sequence[Pass],
+    *,
+    step: int,
+    device: torch.device,
+    world: World | None = None,
+) -> list[_Told]:
+    """Makes every gradient that of the mean loss over the batches of all processes; tells what they held."""
+    world, sums = world or World(), []
+    for item in own:
+        torch.manual_seed(item.seed)
+        loss = model.loss(item.batch.to(device))
+        # The sum, not the mean of each batch: a token weighs the same in whichever batch it is.
+        if loss.requires_grad:  # not where only the projector is trained and no sample has a picture
+            torch.autograd.backward(loss if item.counts else 0 * loss)
         sums.append(loss.detach().double())
-    values = torch.stack(sums).tolist()
-    bad = [batch for batch, value in zip(batches, values, strict=True) if not math.isfinite(value)]
-    if bad:
+    values = torch.stack(sums).tolist() if sums else []
+    told = [
+        _Told(p.index, value, p.batch.targets.numel(), sum(p.batch.lengths), list(p.batch.sample_ids))
+        for p, value in zip(own, values, strict=True)
+        if p.counts
+    ]
+    told = sorted(chain.from_iterable(world.gather(told)), key=lambda batch: batch.index)
+    count = sum(batch.targets for batch in told)
+    if not count:
+        raise RunError(f"step {step} has no supervised token; samples: {_ids(told)}")
+    if bad := [batch for batch in told if not math.isfinite(batch.loss)]:
         raise RunError(f"the loss of step {step} is not a finite number; samples: {_ids(bad)}")
-    return math.fsum(values) / count, count
+    for parameter in trainables.values():
+        if parameter.grad is None:
+            # It is zero. AdamW would skip None, and a step without a picture would be another kind of step.
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trainables.values() if parameter.grad is not None]
+    world.add_up(gradients)
+    for gradient in gradients:
+        gradient.div_(count)
+    return told
 
 
 def train_step(
     model: Model,
     trainables: Mapping[str, Parameter],
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
+    own: Sequence[Pass],
     *,
     step: int,
     device: torch.device,
     clip: float | None = None,
+    world: World | None = None,
 ) -> StepResult:
     """Moves the trained parameters once; `step` (1 for the first) is named in errors."""
     optimizer.zero_grad(set_to_none=True)
-    loss, count = accumulate(model, batches, step=step, device=device)
-    for parameter in trainables.values():
-        if parameter.grad is None:
-            # It is zero. AdamW would skip None, and a step without a picture would be another kind of step.
-            parameter.grad = torch.zeros_like(parameter)
+    told = accumulate(model, trainables, own, step=step, device=device, world=world)
     limit = clip if clip is not None else math.inf
     grad_norm = torch.nn.utils.clip_grad_norm_(trainables.values(), limit).item()
     if not math.isfinite(grad_norm):
-        raise RunError(f"the gradient norm of step {step} is {grad_norm}; samples: {_ids(batches)}")
+        raise RunError(f"the gradient norm of step {step} is {grad_norm}; samples: {_ids(told)}")
     optimizer.step()
-    ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
-    return StepResult(loss, grad_norm, sum(sum(batch.lengths) for batch in batches), count, ids)
+    count = sum(batch.targets for batch in told)
+    loss = math.fsum(batch.loss for batch in told) / count
+    ids = [sample_id for batch in told for sample_id in batch.sample_ids]
+    return StepResult(loss, grad_norm, sum(batch.tokens for batch in told), count, ids)
 
 
-def _ids(batches: Sequence[Batch]) -> str:
-    return ", ".join(sample_id for batch in batches for sample_id in batch.sample_ids)
+def _ids(told: Sequence[_Told]) -> str:
+    return ", ".join(sample_id for batch in told for sample_id in batch.sample_ids)

@@ -23,7 +23,7 @@ from data.mini.language import TABLES
 from data.mini.problems import MiniProblem, Pool, caption, hint_problem, picture_problem, word_problem
 
 Source = TypeVar("Source")
-VERSION = 4  # raise when the same seed no longer gives the same bytes
+VERSION = 5  # raise when the same seed no longer gives the same bytes
 SMALLEST = 180  # twelve pictures in the smallest split
 STAMP = "generated.json"
 POOLS: dict[str, Pool] = {"train": "training", "val": "evaluation", "test": "evaluation"}
@@ -111,7 +111,24 @@ def _write(folder: Path, problems: int, seed: int) -> None:
     _write_json(folder / "problems.json", rows)
     _write_json(folder / "pid_splits.json", splits)
     _write_json(folder / "captions.json", {"captions": captions})
+    _write_json(folder / "captions.llava.json", _conversations(captions, splits["train"]))
     _write_json(folder / "facts.json", facts)
+
+
+def _conversations(captions: dict[str, str], pids: Sequence[str]) -> list[dict[str, Any]]:
+    """The captions of these problems in LLaVA's layout, to train a projector on; pictures below `images/`."""
+    return [
+        {
+            "id": pid,
+            "image": f"train/{pid}/image.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nDescribe the picture."},
+                {"from": "gpt", "value": captions[pid]},
+            ],
+        }
+        for pid in pids
+        if pid in captions
+    ]
 
 
 def _sizes(problems: int) -> dict[str, int]:

@@ -16,11 +16,19 @@ from mma.errors import AdapterError
 
 # Settings of models.build.BaseSettings beside the decoder, and their meaning.
 OPTIONS = {
-    "tokenizer": "SentencePiece model (default: the decoder's)",
+    "tokenizer": "file of the tokenizer (default: the decoder's)",
     "tower": "open_clip name, JSON file or folder of the tower",
     "tower_weights": "file of the tower's weights, or an open_clip tag",
     "tower_every": "tower blocks between two class tokens",
     "precision": "fp32 or bf16",
+    "architecture": "name of the decoder's architecture",
+    "delta": "folder of a delta to add to the decoder",
+    "quantise": "none, int8 or nf4",
+    "tower_features": "class or patches",
+    "tower_layer": "layer that patches are read of",
+    "tower_gelu": "form of the tower's GELU: exact or tanh",
+    "pictures": "own, square, pad, squash or anyres",
+    "grids": "grids of anyres",
 }
 
 
@@ -31,7 +39,7 @@ def add_base_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--base", metavar="DIR", help="folder of the decoder, or one with decoder/ and tower/ in it"
     )
     for name, meaning in OPTIONS.items():
-        kind = int if name == "tower_every" else str
+        kind = int if name in ("tower_every", "tower_layer") else str
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=meaning)
 
 

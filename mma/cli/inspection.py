@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from mma.cli.stored import Stored, table
-from mma.config import BottleneckConfig, LoraConfig, MMAConfig, brief, plain
+from mma.config import BottleneckConfig, LoraConfig, MMAConfig, PartsConfig, brief, plain
 from mma.errors import AdapterError
 from mma.folder import FLOATS, IDENTITY
 from mma.peft_folder import PLAIN
 from mma.routing_report import report_of
 
 COLUMNS, LABEL = 80, 13
-KINDS = {"MMA": "Mixture-of-modality adapter", "BOTTLENECK": "Bottleneck adapter", "LORA": "LoRA adapter"}
+KINDS = {
+    "MMA": "Mixture-of-modality adapter",
+    "BOTTLENECK": "Bottleneck adapter",
+    "LORA": "LoRA adapter",
+    "PARTS": "Tuned parts",
+}
 PARTS = {"decoder": "base_digest", "tokenizer": "tokenizer_digest", "tower": "tower_digest"}
 # What the lines of the second part of a provenance say; the rest is told as it is.
 TOLD = ("recipe", "scores", "format", "captions", "data_digest", "data_licence", "step", "steps", "seed")
@@ -219,6 +224,7 @@ def _settings(told: Inspection) -> str:
         MMAConfig.peft_type: ("r", "routes", "groups", "temperature", "scale", "dropout"),
         BottleneckConfig.peft_type: ("r", "activation", "scale", "dropout"),
         LoraConfig.peft_type: ("r", "alpha", "dropout", "rslora", "bias"),
+        PartsConfig.peft_type: ("projector",),
     }[told.kind]
     words = [f"{name} {_value(settings[name])}" for name in names]
     if modalities := settings.get("modalities"):
@@ -250,7 +256,7 @@ def _blocks(layers: tuple[int, ...]) -> str:
 
 def _part(told: Inspection, part: str, count: int) -> str:
     words = {
-        "projector": f"hidden width {told.settings.get('projector_hidden')}, ",
+        "projector": f"{plain(told.settings.get('projector', 'class_token'), 20)}, ",
         "modality": f"{len(told.settings.get('modalities', ()))} tokens, ",
     }
     return f"{words.get(part, '')}{count:,} parameters"

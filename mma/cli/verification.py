@@ -17,7 +17,7 @@ from mma import folder, peft_folder
 from mma.adapters import Adapters
 from mma.bank import AdapterBank
 from mma.cli.stored import Stored, table
-from mma.config import AdapterConfig, LoraConfig, brief
+from mma.config import AdapterConfig, LoraConfig, SiteConfig, brief
 from mma.errors import AdapterError
 from mma.merge import readers_of, weight_at
 
@@ -93,7 +93,8 @@ def _check(name: str, look: Callable[[], str]) -> Check:
 def _settings(stored: Stored, adapters: Adapters) -> str:
     config, _ = _read(stored, adapters)
     version = stored.description.get("format_version")
-    return f"{config.peft_type}, r {config.r}, " + (f"format {version}" if version else "in PEFT's format")
+    rank = f", r {config.r}" if isinstance(config, SiteConfig) else ""
+    return f"{config.peft_type}{rank}, " + (f"format {version}" if version else "in PEFT's format")
 
 
 def _read(stored: Stored, adapters: Adapters) -> tuple[AdapterConfig, dict[str, Tensor]]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.__main__ import LengthTokenizer
 from data.scienceqa import Problem, load_problems
+from models.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZER = Path(__file__).parents[2] / "assets/mini/decoder/tokenizer.model"
 SPLIT_OF = {"1": "train", "2": "train", "3": "train", "4": "val", "5": "test", "6": "test"}
@@ -25,8 +25,8 @@ def tokenizer_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> LengthTokenizer:
-    return LengthTokenizer(TOKENIZER)
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(TOKENIZER)
 
 
 @pytest.fixture

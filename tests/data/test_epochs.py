@@ -34,7 +34,7 @@ def test_the_order_is_pinned() -> None:
 
 @pytest.mark.parametrize("budget", [30, 60, 1000])
 def test_a_step_holds_the_same_samples_at_any_budget(budget: int) -> None:
-    tokens = [Tokens(str(n), (1,) * (n + 5), (False,) * (n + 5), (), "text", None) for n in range(20)]
+    tokens = [Tokens(str(n), (1,) * (n + 5), (False,) * (n + 5), (), "text") for n in range(20)]
     indices = EpochOrder(20, seed=0).step(1, effective_batch=8)
     groups = micro_batches(tokens, indices, budget)
     assert sorted(int(sample.sample_id) for group in groups for sample in group) == sorted(indices)
@@ -42,7 +42,7 @@ def test_a_step_holds_the_same_samples_at_any_budget(budget: int) -> None:
 
 
 def test_a_sample_above_the_budget_is_named() -> None:
-    long = Tokens("q7", (1,) * 9, (False,) * 9, (), "text", None)
+    long = Tokens("q7", (1,) * 9, (False,) * 9, (), "text")
     with pytest.raises(DataError, match="sample q7 has 9 tokens, more than the 8"):
         micro_batches([long], [0], budget=8)
 

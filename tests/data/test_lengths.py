@@ -15,8 +15,8 @@ def tokens(name: str, prompt: int, image: bool = False) -> Tokens:
     head = (1, 5, *(0 for _ in slots))
     ids = (*head, *range(10, 10 + prompt), 7, 8)
     supervised = (False,) * (len(ids) - 2) + (True, True)
-    path = Path("a.png") if image else None
-    return Tokens(name, ids, supervised, slots, "image" if image else "text", path, head=len(head))
+    images, counts = ((Path("a.png"),), (2,)) if image else ((), ())
+    return Tokens(name, ids, supervised, slots, "image" if image else "text", images, counts, head=len(head))
 
 
 def test_fitting_samples_are_left_alone() -> None:
@@ -62,6 +62,26 @@ def test_truncate_never_cuts_the_answer() -> None:
     message = "sample b needs 4 tokens without its prompt, which leaves none of 4 for it"
     with pytest.raises(DataError, match=message):
         fit([tokens("b", 9)], 4, "truncate")
+
+
+def test_slots_in_the_prompt_are_kept_and_move() -> None:
+    ids = (1, 10, 11, 0, 0, 12, 13, 7, 8)
+    supervised = (False,) * 7 + (True, True)
+    long = Tokens("b", ids, supervised, (3, 4), "image", (Path("a.png"),), (2,))
+    (short,) = fit([long], 6, "truncate").tokens
+    assert (short.ids, short.slots) == ((1, 0, 0, 13, 7, 8), (1, 2))
+    assert short.supervised == (False,) * 4 + (True, True)
+    with pytest.raises(DataError, match="sample b needs 5 tokens without its prompt"):
+        fit([long], 5, "truncate")
+
+
+def test_answers_of_earlier_turns_are_never_cut() -> None:
+    turns = Tokens(
+        "b", (1, 10, 11, 7, 12, 13, 8), (False, False, False, True, False, False, True), (), "text"
+    )
+    assert fit([turns], 6, "truncate").tokens[0].ids == (1, 11, 7, 12, 13, 8)
+    with pytest.raises(DataError, match="sample b needs 5 tokens without its prompt"):
+        fit([turns], 5, "truncate")
 
 
 def test_an_unknown_choice_is_refused() -> None:

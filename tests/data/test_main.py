@@ -26,9 +26,10 @@ def test_faults_exit_with_2(root: Path, tokenizer_path: Path, capsys: pytest.Cap
     ("arguments", "message"),
     [
         (["--format", "QCM-ALA"], "error: there is no prompt format 'QCM-ALA'; the nearest are QCM-"),
-        (["--max-tokens", "9"], "error: --max-tokens needs lengths; name a SentencePiece model"),
-        (["--tokenizer", "nothing.model"], "error: there is no tokenizer nothing.model"),
-        (["--tokenizer", __file__], "is not a SentencePiece model; name a tokenizer.model"),
+        (["--max-tokens", "9"], "error: --max-tokens needs lengths; name a tokenizer"),
+        (["--tokenizer", "nothing.model"], "error: tokenizer: there is no file nothing.model"),
+        (["--tokenizer", "nothing.model", "--slots", "-1"], "error: --slots is -1; give the tokens"),
+        (["--tokenizer", __file__], "is not a SentencePiece model"),
     ],
 )
 def test_wrong_arguments_are_one_line_on_stderr(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.packing import PackedBatch, collate, pack
-from data.sample import Tokens
+from data.pictures import Prepared
+from data.sample import Tokens, modality_of
 
 
 @st.composite
@@ -23,12 +24,12 @@ def any_tokens(draw: st.DrawFn) -> Tokens:
     if length > 3 and draw(st.booleans()):
         slots = (1, 2)
     name = str(draw(st.integers(0, 9)))
-    image = Path(name) if slots else None
-    return Tokens(name, tuple(ids), tuple(supervised), slots, "image" if image else "text", image)
+    images, counts = ((Path(name),), (2,)) if slots else ((), ())
+    return Tokens(name, tuple(ids), tuple(supervised), slots, modality_of(images), images, counts)
 
 
-def load_picture(path: Path) -> Tensor:
-    return torch.full((3, 2, 2), float(path.name))
+def load_picture(path: Path) -> Prepared:
+    return Prepared(torch.full((1, 3, 2, 2), float(path.name)), (int(path.name), 7))
 
 
 def concatenated(batches: list[PackedBatch]) -> dict[str, list[float]]:
@@ -56,6 +57,7 @@ def test_a_batch_is_its_samples_one_after_the_other(tokens: list[Tokens]) -> Non
         assert torch.equal(batch.pictures, torch.cat(pictures))
     else:
         assert batch.pictures is None
+    assert batch.sizes == tuple((int(path.name), 7) for sample in tokens for path in sample.images)
     assert batch.lengths == tuple(map(len, tokens))
     assert batch.modalities == tuple(sample.modality for sample in tokens)
     assert batch.sample_ids == tuple(sample.sample_id for sample in tokens)
@@ -72,7 +74,7 @@ def test_every_supervised_token_is_predicted_from_the_one_before_it(tokens: list
 
 
 def test_positions_leave_zero_to_the_modality_token() -> None:
-    two = Tokens("a", (1, 5), (False, True), (), "text", None)
+    two = Tokens("a", (1, 5), (False, True), (), "text")
     batch = collate([two, two], load_picture)
     assert batch.positions.tolist() == [1, 2, 1, 2]
     assert batch.sources.tolist() == [0, 2]
@@ -80,7 +82,7 @@ def test_positions_leave_zero_to_the_modality_token() -> None:
 
 
 def test_to_moves_every_tensor() -> None:
-    picture = Tokens("3", (1, 0, 5), (False, False, True), (1,), "image", Path("3"))
+    picture = Tokens("3", (1, 0, 5), (False, False, True), (1,), "image", (Path("3"),), (1,))
     batch = collate([picture], load_picture).to("meta")
     tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
     assert len(tensors) == 6
@@ -94,9 +96,9 @@ def test_an_empty_batch_is_refused() -> None:
 
 
 def test_pictures_of_two_sizes_name_the_sample() -> None:
-    tokens = [Tokens(n, (1, 0), (False, False), (1,), "image", Path(n)) for n in "45"]
+    tokens = [Tokens(n, (1, 0), (False, False), (1,), "image", (Path(n),), (1,)) for n in "45"]
     with pytest.raises(DataError, match=r"sample 5 \(5\) is \(3, 5, 5\) after .* others are \(3, 4, 4\)"):
-        collate(tokens, lambda path: torch.zeros(3, int(path.name), int(path.name)))
+        collate(tokens, lambda path: Prepared(torch.zeros(1, 3, int(path.name), int(path.name)), (1, 1)))
 
 
 @given(st.lists(st.integers(1, 20), max_size=40), st.integers(20, 60))

@@ -99,14 +99,15 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: i
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()[None]
 
 
 def test_the_loader_preprocesses(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", Image.new("RGB", (5, 4), (1, 2, 3)))
-    tensor = picture_loader(to_tensor)(path)
-    assert tensor.shape == (3, 4, 5)
-    assert tensor[:, 0, 0].tolist() == [1, 2, 3]
+    prepared = picture_loader(to_tensor)(path)
+    assert prepared.size == (5, 4)
+    assert prepared.views.shape == (1, 3, 4, 5)
+    assert prepared.views[0, :, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_the_cache_is_bounded_and_off_by_default(tmp_path: Path) -> None:

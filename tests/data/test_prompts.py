@@ -62,7 +62,7 @@ def test_options_are_bare_answer_sentences(problem: Problem, name: str) -> None:
     assert sample.gold == 0
     assert sample.options[0] in sample.response
     assert sample.prompt.endswith("\nResponse:")
-    assert (sample.id, sample.image, sample.modality) == ("1", Path("a.png"), "image")
+    assert (sample.id, sample.images, sample.modality) == ("1", (Path("a.png"),), "image")
 
 
 def test_there_are_the_23_formats_of_the_public_code() -> None:

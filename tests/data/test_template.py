@@ -7,23 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.__main__ import LengthTokenizer
+from data.pictures import slot_counter
 from data.sample import Sample, Tokens
 from data.template import LavinTemplate
+from models.tokenizer import Tokenizer
 
 PROMPT = "Question: Why?\nResponse:"
 
 
 @pytest.fixture
-def template(tokenizer: LengthTokenizer) -> LavinTemplate:
-    return LavinTemplate(tokenizer, image_slots=6)
+def template(tokenizer: Tokenizer) -> LavinTemplate:
+    return LavinTemplate(tokenizer, slot_counter(6))
 
 
 def sample(image: Path | None = None, response: str = "The answer is B.") -> Sample:
-    return Sample("7", PROMPT, response, image, ("The answer is A.", "The answer is B."), 1)
+    images = () if image is None else (image,)
+    return Sample("7", PROMPT, response, images, ("The answer is A.", "The answer is B."), 1)
 
 
-def test_text_sample_is_prefix_prompt_response(template: LavinTemplate, tokenizer: LengthTokenizer) -> None:
+def test_text_sample_is_prefix_prompt_response(template: LavinTemplate, tokenizer: Tokenizer) -> None:
     tokens = template.tokens(sample())
     head = [tokenizer.bos_id, *tokenizer.encode("Image: N/A")]
     response = tokenizer.encode("The answer is B.", continues=True)
@@ -33,7 +35,7 @@ def test_text_sample_is_prefix_prompt_response(template: LavinTemplate, tokenize
 
 
 def test_image_sample_has_empty_slots_behind_the_prefix(
-    template: LavinTemplate, tokenizer: LengthTokenizer
+    template: LavinTemplate, tokenizer: Tokenizer
 ) -> None:
     tokens = template.tokens(sample(Path("a.png")))
     prefix = [tokenizer.bos_id, *tokenizer.encode("Image: ")]
@@ -44,7 +46,7 @@ def test_image_sample_has_empty_slots_behind_the_prefix(
 
 @pytest.mark.parametrize("image", [None, Path("a.png")])
 def test_supervised_is_exactly_response_and_end(
-    template: LavinTemplate, tokenizer: LengthTokenizer, image: Path | None
+    template: LavinTemplate, tokenizer: Tokenizer, image: Path | None
 ) -> None:
     tokens = template.tokens(sample(image))
     targets = [token for token, is_target in zip(tokens.ids, tokens.supervised, strict=True) if is_target]
@@ -55,10 +57,10 @@ def test_supervised_is_exactly_response_and_end(
 
 @given(st.text(max_size=30), st.text(min_size=1, max_size=30), st.booleans())
 def test_head_prompt_and_response_never_mix(
-    tokenizer: LengthTokenizer, prompt: str, response: str, has_picture: bool
+    tokenizer: Tokenizer, prompt: str, response: str, has_picture: bool
 ) -> None:
-    image = Path("a.png") if has_picture else None
-    tokens = LavinTemplate(tokenizer, 6).tokens(Sample("7", prompt, response, image, (), None))
+    images = (Path("a.png"),) if has_picture else ()
+    tokens = LavinTemplate(tokenizer, slot_counter(6)).tokens(Sample("7", prompt, response, images))
     target = [*tokenizer.encode(response, continues=True), tokenizer.eos_id]
     assert list(tokens.ids[tokens.head :]) == [*tokenizer.encode(prompt), *target]
     assert tokens.supervised == (False,) * (len(tokens) - len(target)) + (True,) * len(target)
@@ -75,14 +77,9 @@ def test_another_response_replaces_the_own(template: LavinTemplate) -> None:
     assert other == template.tokens(sample(response="The answer is A."))
 
 
-def test_the_response_begins_without_a_space(template: LavinTemplate, tokenizer: LengthTokenizer) -> None:
+def test_the_response_begins_without_a_space(template: LavinTemplate, tokenizer: Tokenizer) -> None:
     tokens = template.tokens(sample())
     assert tokenizer.decode(tokens.ids[tokens.head :]).endswith("Response:The answer is B.")
-
-
-def test_no_slots_is_refused(tokenizer: LengthTokenizer) -> None:
-    with pytest.raises(ValueError, match="at least one slot, not 0"):
-        LavinTemplate(tokenizer, image_slots=0)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +87,13 @@ def test_no_slots_is_refused(tokenizer: LengthTokenizer) -> None:
     [
         ({"supervised": (False,)}, "2 ids but 1 supervised marks"),
         ({"supervised": (True, False)}, "first token is supervised"),
-        ({"slots": (1,)}, "1 image slots with picture None"),
-        ({"image": Path("a.png")}, "0 image slots with picture a.png"),
-        ({"image": Path("a.png"), "slots": (2,)}, r"\(2,\) lie outside its 2 tokens"),
+        ({"slots": (1,)}, r"1 image slots, counted as \(\), with 0 pictures"),
+        ({"images": (Path("a.png"),)}, r"0 image slots, counted as \(\), with 1 pictures"),
+        ({"images": (Path("a.png"),), "slot_counts": (2,), "slots": (1,)}, r"counted as \(2,\)"),
+        ({"images": (Path("a.png"),), "slot_counts": (1,), "slots": (2,)}, r"\(2,\) lie outside its 2 tokens"),
     ],
 )
 def test_inconsistent_tokens_are_refused(fields: dict[str, object], message: str) -> None:
-    good = Tokens("7", (1, 5), (False, True), slots=(), modality="text", image=None)
+    good = Tokens("7", (1, 5), (False, True), slots=(), modality="text")
     with pytest.raises(ValueError, match=f"sample 7: .*{message}"):
         replace(good, **fields)  # type: ignore[arg-type]

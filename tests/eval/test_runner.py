@@ -144,12 +144,12 @@ def test_accuracy_is_that_of_the_choices_and_training_goes_on(system: System, sa
 
 def test_noise_belongs_to_the_sample_and_needs_no_file(system: System) -> None:
     samples = [
-        Sample(pid, "p", "r", Path("nowhere") / pid / "image.png", ("a", "b"), 0) for pid in ("2", "3")
+        Sample(pid, "p", "r", (Path("nowhere") / pid / "image.png",), ("a", "b"), 0) for pid in ("2", "3")
     ]
     load, again = noise_instead(system, samples), noise_instead(system, samples[::-1])
-    first, second = (load(sample.image) for sample in samples)
-    assert first.shape == (3, 16, 16)
-    assert torch.equal(first, again(samples[0].image))
+    first, second = (load(sample.images[0]).views for sample in samples)
+    assert first.shape == (1, 3, 16, 16)
+    assert torch.equal(first, again(samples[0].images[0]).views)
     assert not torch.equal(first, second)
     assert first.std() > 0.5
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from data.pictures import slot_counter
 from data.template import LavinTemplate
 from eval.runner import Asker
 from mma import MMAConfig
-from models.build import BaseSettings, System
+from models.build import BaseSettings, System, layout_of
 from models.decoder import Decoder, DecoderConfig
 from models.multimodal import MultimodalLM
-from models.tower import Tower, TowerSpec, preprocess_of
+from models.tower import Features, Tower, TowerSpec
 
 
 class Characters:
@@ -34,7 +35,8 @@ def tiny_system(max_positions: int = 400) -> System:
     decoder = Decoder(DecoderConfig(32, 2, 4, 2, 48, 258, max_positions=max_positions))
     vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     spec = TowerSpec({"embed_dim": 16, "vision_cfg": vision}, {})
-    model = MultimodalLM(decoder, Tower(spec, every=1))
+    tower = Tower(spec, Features(every=1))
+    model = MultimodalLM(decoder, tower, layout_of(BaseSettings(), spec, tower))
     identity: dict[str, Any] = {f"{name}_digest": name for name in ("base", "tower", "tokenizer")}
     model.adapters.identity = {**identity, "base": {}}
     model.adapters.add_adapter("default", MMAConfig(r=4, projector_hidden=8))
@@ -42,10 +44,10 @@ def tiny_system(max_positions: int = 400) -> System:
         for parameter in model.adapters.trainable_parameters().values():
             parameter.add_(0.3 * torch.randn_like(parameter))
     tokenizer: Any = Characters()
-    return System(model.eval(), tokenizer, preprocess_of(spec), BaseSettings())
+    return System(model.eval(), tokenizer, BaseSettings())
 
 
 def asker(system: System, load_picture: Any, **settings: Any) -> Asker:
     """Puts questions to it without showing progress."""
-    template = LavinTemplate(system.tokenizer, system.image_slots)
+    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
     return Asker(system, template, load_picture, progress=False, **settings)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from data.packing import PackedBatch
 from mma.lavin import from_lavin, load_lavin, read_lavin, rename, to_lavin
+from models.build import BaseSettings, layout_of
 from models.multimodal import MultimodalLM
-from models.tower import Tower, TowerSpec, load_tower_weights
+from models.tower import Features, Tower, TowerSpec, load_tower_weights
 from models.weights import load_decoder
 
 ROOT = Path(os.environ.get("MMA_GOLDEN", "../shared/golden"))
@@ -41,9 +42,10 @@ def build_base(folder: Path, weights: str = ".") -> MultimodalLM:
         "vision_cfg": vision,
         "quick_gelu": settings["activation"] == "QuickGELU",
     }
-    tower = Tower(TowerSpec(model, {}), every=4)
+    spec = TowerSpec(model, {})
+    tower = Tower(spec, Features(every=4))
     load_tower_weights(tower, folder / "clip_visual.safetensors")
-    return MultimodalLM(decoder, tower)
+    return MultimodalLM(decoder, tower, layout_of(BaseSettings(), spec, tower))
 
 
 def build_model(folder: Path, weights: str = ".") -> MultimodalLM:
@@ -82,6 +84,7 @@ def build_batch(folder: Path, slots_per_picture: int) -> PackedBatch:
         modalities=tuple(modalities),
         slots=torch.tensor(slots),
         pictures=case["images"][case["indicators"].bool()],
+        sizes=((224, 224),) * int(case["indicators"].sum()),
         sources=supervised - 1,
         targets=targets[supervised],
         sample_ids=tuple(str(row) for row in range(len(lengths))),
@@ -113,7 +116,7 @@ def test_features_hidden_states_logits_and_loss(folder, weights):
         normed = model.hidden(batch)
         features = model.tower(batch.pictures)
     assert error(features, case["vision_features"][seen]) < 1e-5
-    assert error(model.project(batch.pictures), case["image_embeds"][seen]) < 1e-5
+    assert error(model.project(batch.pictures), case["image_embeds"][seen].flatten(0, 1)) < 1e-5
     token = torch.tensor([{"text": 0, "image": 1}[name] for name in batch.modalities])
 
     def with_token(packed: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from data.__main__ import LengthTokenizer
 from data.check import check
+from data.pictures import slot_counter
 from data.prompts import FORMATS, render
 from data.sample import Sample
 from data.scienceqa import Problem, load_split
 from data.template import LavinTemplate
+from models.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 GOLDEN = Path(os.environ.get("MMA_GOLDEN", SHARED / "golden"))
@@ -74,9 +75,9 @@ def test_both_slips_occur_in_the_golden_file() -> None:
 
 @pytest.mark.skipif(not LLAMA.is_file(), reason=f"no LLaMA tokenizer at {LLAMA} (MMA_GOLDEN)")
 def test_llama_ids_are_those_of_the_published_layout() -> None:
-    template = LavinTemplate(LengthTokenizer(LLAMA), image_slots=6)
-    sample = Sample("1", "Question: Why?\nResponse:", "The answer is A.", None, (), None)
-    text, image = template.tokens(sample), template.tokens(replace(sample, image=Path("a.png")))
+    template = LavinTemplate(load_tokenizer(LLAMA), slot_counter(6))
+    sample = Sample("1", "Question: Why?\nResponse:", "The answer is A.")
+    text, image = template.tokens(sample), template.tokens(replace(sample, images=(Path("a.png"),)))
     assert text.ids[: text.head] == (1, 7084, 29901, 405, 29914, 29909)
     assert image.ids[: image.head] == (1, 7084, 29901, 29871, 0, 0, 0, 0, 0, 0)
     assert image.ids[image.head :] == text.ids[text.head :]

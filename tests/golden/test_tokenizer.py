@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.tokenizer import SentencePieceTokenizer
+from models.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(os.environ.get("MMA_GOLDEN", "../shared/golden"))
 CASES = [
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(not CASES, reason=f"no tokenizer cases under {RO
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case[1].stem)
-def case(request) -> tuple[SentencePieceTokenizer, dict]:
+def case(request) -> tuple[Tokenizer, dict]:
     folder, model = request.param
-    return SentencePieceTokenizer(model), json.loads((folder / "cases.json").read_text())
+    return load_tokenizer(model), json.loads((folder / "cases.json").read_text())
 
 
 def test_recorded_texts(case):

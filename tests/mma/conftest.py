@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from data.packing import PackedBatch, collate
-from data.sample import Tokens
+from data.pictures import Prepared
+from data.sample import Tokens, modality_of
 from mma.__main__ import main
 from models.build import load
 from tests.mma.lavin_files import published, write
 from tests.small import World
 
 
-def picture(path: Path) -> Tensor:
+def picture(path: Path) -> Prepared:
     """A picture made from its name."""
-    return torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(sum(str(path).encode())))
+    generator = torch.Generator().manual_seed(sum(str(path).encode()))
+    return Prepared(torch.randn(1, 3, 16, 16, generator=generator), (16, 16))
 
 
 def sample(name: str, length: int, slots: int) -> Tokens:
@@ -30,8 +31,8 @@ def sample(name: str, length: int, slots: int) -> Tokens:
     for place in places:
         ids[place] = 0
     supervised = tuple(index >= len(ids) - 3 for index in range(len(ids)))
-    image = Path(f"{name}.png") if slots else None
-    return Tokens(name, tuple(ids), supervised, places, "image" if slots else "text", image)
+    images = (Path(f"{name}.png"),) if slots else ()
+    return Tokens(name, tuple(ids), supervised, places, modality_of(images), images, (slots,) * len(images))
 
 
 @pytest.fixture

@@ -70,12 +70,12 @@ def difference(
 
 
 def wanted_of(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a description; a newer one may have others, an older one lacks `layers`."""
+    """The settings in a description; a newer one may have others, an older one lacks the newest ones."""
     newer = check_version(about)
     wanted = {key: value for key, value in about.items() if key not in ABOUT}
     if (unknown := wanted.keys() - settings.keys()) and not newer:
         raise Unreadable(f"unknown setting {min(unknown)!r}")
-    if lacking := settings.keys() - wanted.keys() - {"layers"}:
+    if lacking := settings.keys() - wanted.keys() - {"layers", "projector", "tuned"}:
         raise Unreadable(f"no {min(lacking)}")
     return {key: value for key, value in wanted.items() if key in settings}
 
@@ -109,12 +109,12 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def check_version(content: Mapping[str, Any]) -> bool:
-    """Whether the format is newer than 1.1; another major version is not readable."""
+    """Whether the format is newer than 1.2; another major version is not readable."""
     version = content.get("format_version")
     major, dot, minor = version.partition(".") if isinstance(version, str) else ("", "", "")
     if major != "1" or not dot or not minor.isascii() or not minor.isdecimal():
         raise Unreadable(f"format version {version!r}")
-    return int(minor) > 1
+    return int(minor) > 2
 
 
 def table(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data.packing import collate
+from data.pictures import slot_counter
 from data.sample import Sample, Tokens
 from data.template import LavinTemplate
 from mma import AdapterError
@@ -80,12 +81,12 @@ def test_without_an_active_adapter_the_bank_answers(system):
 
 
 def prompts(system: System, count: int) -> list[Tokens]:
-    template = LavinTemplate(system.tokenizer, system.image_slots)
+    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
     made = [
-        Sample(f"p{i}", f"Question: {'how ' * i}warm is {i}?\nResponse:", "", Path(f"{i}.png"), (), None)
+        Sample(f"p{i}", f"Question: {'how ' * i}warm is {i}?\nResponse:", "", (Path(f"{i}.png"),))
         for i in range(count)
     ]
-    made = [one if i % 2 else replace(one, image=None) for i, one in enumerate(made)]
+    made = [one if i % 2 else replace(one, images=()) for i, one in enumerate(made)]
     return [template.tokens(one, response="") for one in made]
 
 

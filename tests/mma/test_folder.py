@@ -201,7 +201,7 @@ REFUSALS = {
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "holds no table of settings"),
     "another kind": (
         lambda f: edit(f, peft_type="IA3"),
-        "has peft_type 'IA3', not one of MMA, BOTTLENECK, LORA; name one made here",
+        "has peft_type 'IA3', not one of MMA, BOTTLENECK, LORA, PARTS; name one made here",
     ),
     "no kind": (lambda f: edit(f, peft_type=None), "has peft_type None, not one of MMA"),
     "called a LoRA": (
@@ -210,7 +210,7 @@ REFUSALS = {
     ),
     "newer": (
         lambda f: edit(f, format_version="2.0"),
-        r"has format version 2\.0, this program reads 1\.1; install a newer version",
+        r"has format version 2\.0, this program reads 1\.2; install a newer version",
     ),
     "no version": (lambda f: edit(f, format_version=None), "has format version None"),
     "other decoder": (

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from data.packing import PackedBatch, collate
+from data.pictures import slot_counter
 from data.sample import Sample
 from data.template import LavinTemplate
 from mma import AdapterError
@@ -239,8 +240,8 @@ def test_a_copy_has_its_own_turns(copied):
 
 
 def prompt(system: System, *texts: str) -> PackedBatch:
-    template = LavinTemplate(system.tokenizer, system.image_slots)
-    asked = [Sample(text, text, "", Path("p.png") if len(text) % 2 else None, (), None) for text in texts]
+    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
+    asked = [Sample(text, text, "", (Path("p.png"),) * (len(text) % 2)) for text in texts]
     return collate([template.tokens(one, response="") for one in asked], picture)
 
 

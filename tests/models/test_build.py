@@ -14,24 +14,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.packing import collate
+from data.pictures import Prepared
 from data.sample import Tokens
 from mma import AdapterError, MMAConfig
 from mma.digest import digest
 from mma.folder import CONFIG
-from models.build import BaseSettings, build_base, build_new, current_digests, load
+from models.build import BaseSettings, build_base, build_new, current_digests, layout_of, load
 from models.decoder import NAMED, Decoder
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
-from models.tower import Tower, read_spec
+from models.tower import Features, Tower, read_spec
 
 
 @pytest.fixture
 def batch():
     """One sample with a picture and one without."""
-    seen = Tokens("a", (5, 0, 0, 7, 9, 11), (False,) * 4 + (True,) * 2, (1, 2), "image", Path("a.png"))
-    read = Tokens("b", (5, 6, 8), (False, True, True), (), "text", None)
-    pixels = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return collate([seen, read], lambda _: pixels)
+    seen = Tokens(
+        "a", (5, 0, 0, 7, 9, 11), (False,) * 4 + (True,) * 2, (1, 2), "image", (Path("a.png"),), (2,)
+    )
+    read = Tokens("b", (5, 6, 8), (False, True, True), (), "text")
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return collate([seen, read], lambda _: Prepared(pixels, (16, 16)))
 
 
 @pytest.fixture
@@ -51,7 +54,9 @@ def base(tiny_base, tmp_path) -> BaseSettings:
 )
 def test_trained_parameters_of_the_published_sizes(decoder, tower, projector):
     with torch.device("meta"):
-        model = MultimodalLM(Decoder(NAMED[decoder]), Tower(read_spec(tower), 4))
+        spec = read_spec(tower)
+        seen = Tower(spec, Features())
+        model = MultimodalLM(Decoder(NAMED[decoder]), seen, layout_of(BaseSettings(), spec, seen))
         model.adapters.add_adapter("default", MMAConfig())
     assert model.tower.tokens == 6
     assert {p.device.type for p in model.parameters()} == {"meta"}
@@ -124,7 +129,7 @@ def test_a_tower_read_otherwise_is_refused(tiny_system, tiny_base, tmp_path):
     """It would fit: the projector does not depend on the number of class tokens."""
     tiny_system().model.adapters.save_pretrained(tmp_path / "adapter")
     with pytest.raises(
-        ModelError, match=r"after every 2 blocks of the tower, not 1; set base\.tower_every to 2"
+        ModelError, match=r"was trained with tower_every 2, not 1; set base\.tower_every to 2"
     ):
         load(tmp_path / "adapter", replace(tiny_base, tower_every=1))
 

@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from einops import rearrange
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.attention import PackedAttention
 from models.decoder import DecoderConfig
 from models.export import write_hf
-from models.weights import META_NAMES, load_decoder, read_config
+from models.weights import load_decoder, read_config
+from tests.models.meta_files import meta_tensors, write_shards
 
 LENGTHS = (7, 1, 12)
 
@@ -48,36 +48,14 @@ def assert_equal(folder, oracle: LlamaForCausalLM) -> None:
 
 
 def write_meta(oracle: LlamaForCausalLM, folder) -> None:
-    """The oracle's weights as Meta stores them: other names, rotary pairs (2j, 2j + 1)."""
+    """The oracle's weights as Meta stores them, in one file."""
     config = oracle.config
-    inner = {name: there for name, there in META_NAMES.items()}
-    state, tensors = oracle.state_dict(), {}
-    tensors["tok_embeddings.weight"] = state["model.embed_tokens.weight"]
-    tensors["norm.weight"] = state["model.norm.weight"]
-    tensors["output.weight"] = state["lm_head.weight"]
-    names = {
-        "self_attn.q_proj": inner["attn.q_proj.weight"], "self_attn.k_proj": inner["attn.k_proj.weight"],
-        "self_attn.v_proj": inner["attn.v_proj.weight"], "self_attn.o_proj": inner["attn.o_proj.weight"],
-        "mlp.gate_proj": "feed_forward.w1.weight", "mlp.down_proj": "feed_forward.w2.weight",
-        "mlp.up_proj": "feed_forward.w3.weight", "input_layernorm": "attention_norm.weight",
-        "post_attention_layernorm": "ffn_norm.weight",
-    }  # fmt: skip
-    head_dim = config.hidden_size // config.num_attention_heads
-    for layer in range(config.num_hidden_layers):
-        for name, there in names.items():
-            tensor = state[f"model.layers.{layer}.{name}.weight"]
-            if name.endswith(("q_proj", "k_proj")):
-                tensor = rearrange(tensor, "(h two e) d -> (h e two) d", two=2, e=head_dim // 2)
-            tensors[f"layers.{layer}.{there}"] = tensor.clone()
-    tensors["rope.freqs"] = torch.ones(head_dim // 2)
-    folder.mkdir(exist_ok=True)
-    torch.save(tensors, folder / "consolidated.00.pth")
     params = {
         "dim": config.hidden_size, "n_layers": config.num_hidden_layers, "vocab_size": -1,
         "n_heads": config.num_attention_heads, "n_kv_heads": config.num_key_value_heads,
         "multiple_of": 32, "norm_eps": 1e-5, "rope_theta": 500.0,
     }  # fmt: skip
-    (folder / "params.json").write_text(json.dumps(params))
+    write_shards(folder, [meta_tensors(oracle)], **params)
 
 
 def test_equals_transformers_from_hugging_face_files(oracle, tmp_path):

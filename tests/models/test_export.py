@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from data.packing import collate
+from data.pictures import Prepared
 from data.sample import Tokens
 from mma import AdapterError, BottleneckConfig, LoraConfig, MMAConfig
 from models import export
@@ -195,8 +196,8 @@ def test_the_code_of_the_readme_answers_about_a_picture(system, tmp_path, capsys
     assert given[0].shape[1] == head + slots + prompt
     ids = (*names["head"], *[0] * slots, *names["prompt"])
     places = tuple(range(head, head + slots))
-    tokens = Tokens("x", ids, (False,) * len(ids), places, "image", Path("picture.png"))
-    batch = collate([tokens], lambda _: system.preprocess(_a_picture()))
+    tokens = Tokens("x", ids, (False,) * len(ids), places, "image", (Path("picture.png"),), (slots,))
+    batch = collate([tokens], lambda _: Prepared(system.preprocess(_a_picture()), (40, 30)))
     with torch.no_grad():
         assert torch.equal(given[0][0], system.model.embed(batch).x)
     (said,) = generate(system, batch, Sampling(4))

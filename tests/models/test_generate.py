@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from data.packing import PackedBatch, collate
+from data.pictures import Prepared, slot_counter
 from data.sample import Sample
 from data.template import LavinTemplate
 from models.build import System
@@ -18,14 +18,14 @@ from models.generate import Chooser, Sampling, generate, stream
 PROMPTS = ("Question: How warm is it?\nResponse:", "Response:", "Question: Which word names the shape?")
 
 
-def picture(_: Path) -> Tensor:
-    return torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
+def picture(_: Path) -> Prepared:
+    return Prepared(torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)), (16, 16))
 
 
 def prompts(system: System, *texts: str, seen: bool = True) -> PackedBatch:
-    template = LavinTemplate(system.tokenizer, system.image_slots)
+    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
     samples = [
-        Sample(id=text, prompt=text, response="", image=Path("p.png") if seen and i % 2 == 0 else None,
+        Sample(id=text, prompt=text, response="", images=(Path("p.png"),) if seen and i % 2 == 0 else (),
                options=(), gold=None)
         for i, text in enumerate(texts)
     ]  # fmt: skip
@@ -40,7 +40,7 @@ def recomputed(system: System, batch: PackedBatch, steps: int) -> list[int]:
             ids=torch.cat([batch.ids, torch.tensor(ids, dtype=torch.int64)]),
             positions=torch.arange(1, len(batch.ids) + len(ids) + 1),
             lengths=(len(batch.ids) + len(ids),), modalities=batch.modalities, slots=batch.slots,
-            pictures=batch.pictures, sources=torch.tensor([len(batch.ids) + len(ids) - 1]),
+            pictures=batch.pictures, sizes=batch.sizes, sources=torch.tensor([len(batch.ids) + len(ids) - 1]),
             targets=batch.targets, sample_ids=batch.sample_ids,
         )  # fmt: skip
         with torch.no_grad():

@@ -9,19 +9,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from data.packing import PackedBatch, collate
-from data.sample import Tokens
+from data.pictures import Prepared
+from data.sample import Tokens, modality_of
 from mma import MMAConfig
 from models.build import build_base, build_new
 
 VOCABULARY = 1700
 
 
-def picture(path: Path) -> Tensor:
+def picture(path: Path) -> Prepared:
     """A picture made from its name."""
-    return torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(sum(str(path).encode())))
+    generator = torch.Generator().manual_seed(sum(str(path).encode()))
+    return Prepared(torch.randn(1, 3, 16, 16, generator=generator), (16, 16))
 
 
 def sample(name: str, length: int, *, seen: bool, slots: int = 2) -> Tokens:
@@ -31,8 +32,9 @@ def sample(name: str, length: int, *, seen: bool, slots: int = 2) -> Tokens:
     for place in places:
         ids[place] = 0
     supervised = [index >= len(ids) - 2 and index not in (0, *places) for index in range(len(ids))]
-    image = Path(f"{name}.png") if seen else None
-    return Tokens(name, tuple(ids), tuple(supervised), places, "image" if seen else "text", image)
+    images = (Path(f"{name}.png"),) if seen else ()
+    marks = (slots,) * len(images)
+    return Tokens(name, tuple(ids), tuple(supervised), places, modality_of(images), images, marks)
 
 
 def batch_of(*samples: Tokens) -> PackedBatch:
@@ -74,7 +76,7 @@ def test_a_fresh_adapter_changes_nothing(tiny_system, tower, placement):
     """Bit for bit: with the pictures' features equal, fresh adapters leave the base's own logits."""
     model = tiny_system(trained=False, tower=tower, placement=placement).model
     text = batch_of(sample("a", 8, seen=False), sample("b", 5, seen=False))
-    pictures = torch.stack([picture(Path("x"))])
+    pictures = picture(Path("x")).views
     with torch.no_grad():
         fresh, features = model(text), model.tower(pictures)
         with model.adapters.disable_adapter():

@@ -1,4 +1,4 @@
-"""The tower: its class tokens, its own preprocessing, and the refusal of everything that does not fit."""
+"""The tower: what is read of it, and the refusal of everything that does not fit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models.build import build_base
@@ -18,11 +16,11 @@ from models.errors import ModelError
 from models.tower import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    Features,
     Tower,
     TowerSpec,
     find_tower_weights,
     load_tower_weights,
-    preprocess_of,
     preprocess_settings,
     read_spec,
 )
@@ -51,7 +49,7 @@ def edit(folder: Path, change) -> None:
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4])
 def test_class_tokens_are_those_behind_every_nth_block(tiny_base, spec, every):
-    tower = Tower(spec, every).eval()
+    tower = Tower(spec, Features(every=every)).eval()
     load_tower_weights(tower, Path(tiny_base.tower) / WEIGHTS_FILE)
     seen: dict[int, torch.Tensor] = {}
     for index, block in enumerate(tower.blocks):
@@ -91,29 +89,6 @@ def test_adapters_act_in_the_tower(tiny_system, rule):
             assert not torch.allclose(model.tower(pictures), adapted)
 
 
-@pytest.mark.parametrize("settings", [{"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, {}])
-def test_pictures_are_prepared_as_the_tower_says(spec, settings):
-    preprocess = preprocess_of(TowerSpec(spec.model, settings))
-    value = preprocess(Image.fromarray(np.full((40, 30, 3), 51, dtype=np.uint8)))
-    assert value.shape == (3, 16, 16)
-    known = preprocess_settings(TowerSpec(spec.model, settings))
-    mean, std = torch.tensor(known.mean), torch.tensor(known.std)
-    if not settings:
-        assert known.mean == OPENAI_MEAN  # not ImageNet's
-    torch.testing.assert_close(value, ((0.2 - mean) / std)[:, None, None].expand(3, 16, 16))
-
-
-def test_resizing_is_the_towers(spec):
-    """Squashed, the left half of a wide picture stays the left half; cropped, its edges are lost."""
-    wide = Image.fromarray(np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 16, 0).repeat(3, 2))
-    squash, shortest = (
-        preprocess_of(TowerSpec(spec.model, {"mean": [0] * 3, "std": [1] * 3, "resize_mode": mode}))(wide)
-        for mode in ("squash", "shortest")
-    )
-    assert squash[0, :, 0].max() < 0.1
-    assert shortest[0, :, 0].min() > 0.3
-
-
 def test_a_tag_brings_its_preprocessing_and_activation():
     assert preprocess_settings(read_spec("ViT-L-14", "openai")).mean == OPENAI_MEAN
     assert read_spec("ViT-L-14", "openai").model["quick_gelu"] is True
@@ -127,7 +102,7 @@ def test_a_tag_brings_its_preprocessing_and_activation():
 
 def test_the_activation_is_the_configurations(spec):
     def activation(quick: bool) -> str:
-        tower = Tower(TowerSpec({**spec.model, "quick_gelu": quick}, {}))
+        tower = Tower(TowerSpec({**spec.model, "quick_gelu": quick}, {}), Features())
         return type(tower.blocks[0].mlp.gelu).__name__
 
     assert (activation(True), activation(False)) == ("QuickGELU", "GELU")
@@ -159,25 +134,128 @@ def test_a_configuration_that_is_none(tmp_path, content, message):
 def test_a_name_nobody_knows(tmp_path):
     with pytest.raises(ModelError, match=r"there is no file .*x\.json"):
         read_spec(str(tmp_path / "x.json"))
-    with pytest.raises(ModelError, match=rf"there is no file .*{CONFIG_FILE}"):
+    with pytest.raises(ModelError, match=rf"has neither {CONFIG_FILE} nor config\.json"):
         read_spec(str(tmp_path))
     with pytest.raises(ModelError, match=r"'ViT-Q-99' is neither a folder .* nor a model open_clip knows"):
         read_spec("ViT-Q-99")
 
 
+def test_pictures_of_another_size_than_the_tower_sees(folder):
+    edit(folder, lambda content: content["preprocess_cfg"].update(size=[16, 24]))
+    with pytest.raises(ModelError, match=r"size \[16, 24\], but the tower sees 16 pixels; correct one"):
+        preprocess_settings(read_spec(str(folder)))
+    edit(folder, lambda content: content["preprocess_cfg"].update(size=[16, 16]))
+    assert preprocess_settings(read_spec(str(folder))).size == [16, 16]
+
+
 def test_unknown_settings_are_named(folder):
     edit(folder, lambda content: content["preprocess_cfg"].update(contrast=2))
     with pytest.raises(ModelError, match=r"preprocess_cfg has an unknown setting \(.*'contrast'"):
-        preprocess_of(read_spec(str(folder)))
+        preprocess_settings(read_spec(str(folder)))
     edit(folder, lambda content: content["model_cfg"]["vision_cfg"].update(depth=2))
     with pytest.raises(ModelError, match=r"vision_cfg has an unknown setting \(.*'depth'"):
-        Tower(read_spec(str(folder)))
+        Tower(read_spec(str(folder)), Features())
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "RN50"])
-def test_a_tower_without_class_tokens_is_refused(name):
-    with pytest.raises(ModelError, match="only open_clip's own vision transformers have class tokens"):
-        Tower(read_spec(name))
+def test_what_is_no_vision_transformer():
+    with pytest.raises(ModelError, match="only vision transformers can be read, not convolutional towers"):
+        Tower(read_spec("RN50"), Features("patches"))
+    for name, built in (("MobileCLIP2-S0", "fastvit_mci0"), ("PE-Core-T-16-384", "vit_pe")):
+        with (
+            torch.device("meta"),
+            pytest.raises(ModelError, match=f"{built}.* is not built of the blocks"),
+        ):
+            Tower(read_spec(name), Features("patches"))
+
+
+def test_a_tower_without_class_tokens():
+    with torch.device("meta"):
+        with pytest.raises(ModelError, match="no class token to read; set base.tower_features to patches"):
+            Tower(read_spec("ViT-B-16-SigLIP"), Features())
+        tower = Tower(read_spec("ViT-SO400M-14-SigLIP-384"), Features("patches"))
+        assert tower(torch.empty(2, 3, 384, 384)).shape == (2, 729, 1152)  # none of them dropped
+    assert (tower.grid, tower.tokens, tower.width) == ((27, 27), 729, 1152)
+    assert len(tower.blocks) == 27
+    assert sum(p.numel() for p in tower.parameters()) == 428_225_600
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "width", "blocks"),
+    [
+        ("ViT-L-14", (16, 16), 1024, 24),
+        ("ViT-L-14-336-quickgelu", (24, 24), 1024, 24),
+        ("ViT-B-16-SigLIP2-256", (16, 16), 768, 12),
+        ("MobileCLIP-B", (14, 14), 768, 12),
+        ("coca_ViT-B-32", (7, 7), 768, 12),
+    ],
+)
+def test_towers_by_name(name, grid, width, blocks):
+    with torch.device("meta"):
+        tower = Tower(read_spec(name), Features("patches", layer=-2))
+        features = tower(torch.empty(1, 3, *tower.image_size))
+    assert (tower.grid, tower.width, len(tower.blocks)) == (grid, width, blocks)
+    assert features.shape == (1, tower.tokens, width)
+    for index in (0, blocks - 1):
+        for _, norm, reader in tower.norms:
+            block = tower.get_submodule(f"{tower.block_prefix}.{index}")
+            assert tuple(block.get_submodule(norm).normalized_shape) == (width,)
+            assert block.get_submodule(reader) is not None
+
+
+@pytest.mark.parametrize("layer", [-1, -2, -4])
+def test_patches_are_those_of_the_layer(tiny_base, spec, layer):
+    tower = Tower(spec, Features("patches", layer=layer)).eval()
+    load_tower_weights(tower, Path(tiny_base.tower) / WEIGHTS_FILE)
+    seen: dict[int, torch.Tensor] = {}
+    for index, block in enumerate(tower.blocks):
+        block.register_forward_hook(lambda _, __, out, index=index: seen.update({index: out}))
+    with torch.no_grad():
+        features = tower(torch.randn(3, 3, 16, 16))
+    assert list(seen) == list(range(4 + layer + 1)), "blocks behind the last that is read do not run"
+    assert torch.equal(features, seen[4 + layer][:, 1:])
+    assert (tower.grid, tower.tokens) == ((2, 2), 4)
+
+
+@pytest.mark.parametrize("layer", [0, 1, -5])
+def test_a_layer_that_is_not_there(spec, layer):
+    with pytest.raises(
+        ModelError,
+        match=rf"patches of layer {layer}, but there are 4 blocks; set base\.tower_layer to -1 .* to -4",
+    ):
+        Tower(spec, Features("patches", layer=layer))
+
+
+def test_features_of_an_unknown_kind(spec):
+    with pytest.raises(ModelError, match="features are 'pooled'; choose class or patches"):
+        Tower(spec, Features("pooled"))
+
+
+def test_gelu_has_two_forms():
+    """timm's is exact, Hugging Face's SigLIP was trained with tanh."""
+    towers = []
+    for gelu in ("", "tanh", "exact"):
+        torch.manual_seed(0)
+        shape = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+        trunk = {"img_size": (16, 16), "eps": 1e-6, **shape}
+        towers.append(
+            Tower(TowerSpec({"vision_cfg": {"image_size": 16}}, {}, gelu, trunk), Features("patches"))
+        )
+    pictures = torch.randn(1, 3, 16, 16)
+    exact, tanh, named = (tower.eval()(pictures) for tower in towers)
+    torch.testing.assert_close(exact, tanh, atol=1e-3, rtol=1e-3)
+    assert not torch.equal(exact, tanh)
+    assert torch.equal(exact, named)
+
+
+def test_the_form_of_gelu_can_be_chosen(tiny_base):
+    """Whatever the weights were trained with; an adapter remembers it."""
+    seen = [
+        type(build_base(replace(tiny_base, tower_gelu=gelu)).model.tower.blocks[0].mlp.gelu)
+        for gelu in ("", "tanh")
+    ]
+    assert [kind.__name__ for kind in seen] == ["QuickGELU", "GELU"]
+    with pytest.raises(ModelError, match=r"GELU is 'quick'; set base\.tower_gelu to exact or tanh, or leave"):
+        build_base(replace(tiny_base, tower_gelu="quick"))
 
 
 @pytest.mark.parametrize("every", [0, -1, 5])
@@ -204,7 +282,7 @@ def test_weights_are_found_beside_the_configuration_or_by_their_path(folder, tmp
 def test_a_text_tower_beside_it_is_left_alone(folder, spec):
     tensors = load_file(folder / WEIGHTS_FILE)
     save_file({**tensors, "text_projection": torch.zeros(2)}, folder / WEIGHTS_FILE)
-    tower = Tower(spec)
+    tower = Tower(spec, Features())
     load_tower_weights(tower, folder / WEIGHTS_FILE)
     assert torch.equal(tower.visual.proj, tensors["visual.proj"])
 
@@ -229,7 +307,7 @@ def test_weights_that_do_not_fit(folder, spec, change, message):
     tensors = load_file(folder / WEIGHTS_FILE)
     change(tensors)
     save_file(tensors, folder / WEIGHTS_FILE)
-    tower = Tower(spec)
+    tower = Tower(spec, Features())
     before = tower.visual.proj.detach().clone()
     with pytest.raises(ModelError, match=f"does not fit the tower: .*{message}"):
         load_tower_weights(tower, folder / WEIGHTS_FILE)
@@ -240,6 +318,6 @@ def test_a_file_that_is_not_there_or_cut(folder, spec):
     path = folder / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be read, it may be truncated"):
-        load_tower_weights(Tower(spec), path)
+        load_tower_weights(Tower(spec, Features()), path)
     with pytest.raises(ModelError, match="there is no file"):
-        load_tower_weights(Tower(spec), folder / "none.safetensors")
+        load_tower_weights(Tower(spec, Features()), folder / "none.safetensors")

@@ -7,54 +7,26 @@ import shutil
 
 import pytest
 import torch
-from fairscale.nn.model_parallel.utils import split_tensor_along_last_dim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.decoder import Decoder, DecoderConfig
 from models.errors import ModelError
-from models.weights import META_NAMES, load_decoder, merge_shards, read_tensors
+from models.meta_folder import merge_shards
+from models.tensor_files import read_tensors
+from models.weight_names import meta_name
+from models.weights import load_decoder
+from tests.models.meta_files import split, write_shards
 
-ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
-COLUMNS = ("wo", "w2")
+PARAMS = {"dim": 32, "n_layers": 2, "n_heads": 8, "multiple_of": 32, "vocab_size": -1}
 
 
 def meta_state(config: DecoderConfig) -> dict[str, torch.Tensor]:
-    decoder = Decoder(config)
-    state = {}
-    for name, parameter in decoder.named_parameters():
-        if name.startswith("blocks."):
-            _, layer, leaf = name.split(".", 2)
-            state[f"layers.{layer}.{META_NAMES[leaf]}"] = torch.randn_like(parameter)
-        else:
-            state[META_NAMES[name]] = torch.randn_like(parameter)
-    return state
+    return {meta_name(name): torch.randn_like(x) for name, x in Decoder(config).named_parameters()}
 
 
-def split(state: dict[str, torch.Tensor], count: int, embed_axis: int) -> list[dict[str, torch.Tensor]]:
-    """What `count` model-parallel processes would each save (fairscale splits the same way)."""
-    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
-    for name, tensor in state.items():
-        module = name.split(".")[-2]
-        if module in ROWS or (module == "tok_embeddings" and embed_axis == 0):
-            parts = [part.T for part in split_tensor_along_last_dim(tensor.T, count)]
-        elif module in COLUMNS or module == "tok_embeddings":
-            parts = list(split_tensor_along_last_dim(tensor, count))
-        else:
-            parts = [tensor] * count
-        for shard, part in zip(shards, parts, strict=True):
-            shard[name] = part.contiguous().clone()
-    return shards
-
-
-def write(folder, state_or_shards, **params) -> None:
-    folder.mkdir(exist_ok=True, parents=True)
-    for old in folder.glob("consolidated.*"):
-        old.unlink()
-    for index, shard in enumerate(state_or_shards):
-        torch.save(shard, folder / f"consolidated.{index:02d}.pth")
-    content = {"dim": 32, "n_layers": 2, "n_heads": 8, "multiple_of": 32, "vocab_size": -1, **params}
-    (folder / "params.json").write_text(json.dumps(content))
+def write(folder, shards, **params) -> None:
+    write_shards(folder, shards, **{**PARAMS, **params})
 
 
 @pytest.fixture
@@ -180,8 +152,19 @@ HF = {
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "describes a 'gpt2' model, not a LLaMA"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "asks for scaled rotary positions"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "asks for scaled rotary positions"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "of the kind 'dynamic', which is not"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "positions of the kind 'longrope', which is not"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "that are not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "has no 'factor'; fetch it again"),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "has no 'low_freq_factor'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5, which no LLaMA decoder has"),
+        ({"hidden_act": "relu"}, "asks for hidden_act 'relu', which is not supported; silu, swish, gelu"),
+        ({"num_local_experts": 8}, "asks for num_local_experts, which is not supported"),
+        ({"quantization_config": {"bits": 4}}, "has a quantization_config; unquantised weights"),
+        ({"model_type": "phi", "qk_layernorm": True}, "asks for qk_layernorm, which is not supported"),
+        ({"model_type": "stablelm", "use_qkv_bias": 1}, "has qkv_bias 1, which is no bool"),
+        ({"model_type": "stablelm", "partial_rotary_factor": 0.2}, "1 of 8 channels of a head turn"),
+        ({"model_type": "mistral", "sliding_window": -1}, "has sliding_window -1, which is no"),
         ({"attention_bias": 1}, "has attention_bias 1, which is no bool"),
         ({"mlp_bias": "yes"}, "has mlp_bias 'yes', which is no bool"),
         ({"head_dim": 16}, "asks for head_dim 16"),
@@ -204,10 +187,15 @@ def test_hugging_face_files_are_checked(tmp_path, tiny_base):
     with pytest.raises(ModelError, match="cannot be read, it may be truncated"):
         load_decoder(folder, dtype=torch.float32)
     weights.unlink()
-    with pytest.raises(ModelError, match=r"no model.safetensors and no index"):
+    with pytest.raises(ModelError, match=r"no model.safetensors and no pytorch_model.bin, nor an index"):
         load_decoder(folder, dtype=torch.float32)
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "gone"}}')
-    with pytest.raises(ModelError, match="has no tensor model.embed_tokens.weight"):
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"model.norm.weight": "gone"}}')
+    with pytest.raises(ModelError, match=r"no file .*gone, but model.safetensors.index.json says so"):
+        load_decoder(folder, dtype=torch.float32)
+    weights.write_bytes(content)
+    index.write_text('{"weight_map": {"model.norm.weight": "model.safetensors"}}')
+    with pytest.raises(ModelError, match="has no tensor lm_head.weight; the files are incomplete"):
         load_decoder(folder, dtype=torch.float32)
 
 

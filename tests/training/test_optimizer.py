@@ -7,8 +7,16 @@ import torch
 from torch.nn import Parameter
 
 from tests.training.toy import ToyModel, batch_of, toy_optim, toy_task
+from training.batches import passes
 from training.errors import RunError
-from training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from training.optimizer import (
+    learning_rate,
+    load_optimizer_tensors,
+    make_optimizer,
+    moving,
+    optimizer_tensors,
+    set_rate,
+)
 from training.settings import OptimSettings, RunSettings
 from training.step import accumulate, train_step
 
@@ -47,7 +55,12 @@ def test_state_is_the_same_after_a_round_trip():
     optimizer = make_optimizer(task.trainables, toy_optim())
     for step in range(3):
         train_step(
-            task.model, task.trainables, optimizer, task.batches_of_step(step), step=step, device=task.device
+            task.model,
+            task.trainables,
+            optimizer,
+            passes(task.batches_of_step(step)),
+            step=step,
+            device=task.device,
         )
     tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(task.trainables, optimizer).items()}
     other = make_optimizer(task.trainables, toy_optim())
@@ -75,12 +88,12 @@ def test_trained_parameters_must_be_float32():
 def test_gradient_does_not_depend_on_the_packing(groups):
     task = toy_task()
     indices = [3, 1, 4, 15, 9]
-    accumulate(task.model, [batch_of(indices)], step=1, device=task.device)
+    accumulate(task.model, task.trainables, passes([batch_of(indices)]), step=1, device=task.device)
     whole = {name: p.grad.clone() for name, p in task.trainables.items() if p.grad is not None}
     for parameter in task.trainables.values():
         parameter.grad = None
     parts = [batch_of(indices[start::groups]) for start in range(groups)]
-    accumulate(task.model, parts, step=1, device=task.device)
+    accumulate(task.model, task.trainables, passes(parts), step=1, device=task.device)
     for name, gradient in whole.items():
         assert torch.allclose(task.trainables[name].grad, gradient, atol=1e-7), name
 
@@ -91,7 +104,7 @@ def test_clipping_shortens_the_gradient_and_reports_its_full_norm():
         task = toy_task()
         optimizer = torch.optim.SGD(task.trainables.values(), lr=1.0)
         before = {name: p.detach().clone() for name, p in task.trainables.items()}
-        batches = task.batches_of_step(0)
+        batches = passes(task.batches_of_step(0))
         result = train_step(
             task.model, task.trainables, optimizer, batches, step=1, device=task.device, clip=clip
         )
@@ -106,7 +119,7 @@ def test_a_step_without_targets_is_refused():
     batch = batch_of([0])
     empty = type(batch)(batch.ids, batch.sources[:0], batch.targets[:0], batch.lengths, batch.sample_ids)
     with pytest.raises(RunError, match="step 7 has no supervised token; samples: s0"):
-        accumulate(ToyModel(), [empty], step=7, device=torch.device("cpu"))
+        accumulate(ToyModel(), {}, passes([empty]), step=7, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -136,3 +149,51 @@ def test_run_settings_out_of_range_are_refused(tmp_path):
         RunSettings(tmp_path, keep=0)
     with pytest.raises(RunError, match=r"run.save_every is -1"):
         RunSettings(tmp_path, save_every=-1)
+
+
+def part_of(name):
+    return "tower" if name.startswith("layer") else "projector"
+
+
+def test_parts_have_their_own_rates_which_the_schedule_scales_alike():
+    task, settings = toy_task(), toy_optim(lr=0.1, parts={"tower": 0.02})
+    optimizer = make_optimizer(task.trainables, settings, part_of)
+    set_rate(optimizer, 0.05)
+    names = {id(parameter): name for name, parameter in task.trainables.items()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == task.trainables.keys()
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.01 if part_of(name) == "tower" else 0.05)
+
+
+def test_a_part_with_rate_0_is_not_trained():
+    task, settings = toy_task(), toy_optim(parts={"tower": 0.0})
+    kept = moving(task.trainables, settings, part_of)
+    assert sorted(kept) == ["unused.bias", "unused.weight"]
+    assert not task.trainables["layer.weight"].requires_grad
+    assert len(optimizer_tensors(kept, make_optimizer(kept, settings, part_of))) == 0
+
+
+def test_rates_of_parts_that_are_not_there_are_refused():
+    with pytest.raises(RunError, match="names 'decoder', but what is trained is projector, tower"):
+        moving(toy_task().trainables, toy_optim(parts={"decoder": 1e-3}), part_of)
+    with pytest.raises(RunError, match="nothing is left to train"):
+        moving(toy_task().trainables, toy_optim(parts={"tower": 0, "projector": 0}), part_of)
+
+
+def test_linear_and_constant_schedules():
+    def rates(schedule):
+        return [learning_rate(s, peak=1.0, floor=0.2, warmup=2, steps=6, schedule=schedule) for s in range(6)]
+
+    assert rates("linear") == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4])
+    assert rates("constant") == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_warmup_as_a_share_of_all_steps():
+    assert OptimSettings(epochs=10, warmup_ratio=0.03).warmup_length(20) == 6
+    with pytest.raises(RunError, match=r"optim.warmup_steps and optim.warmup_ratio are both set"):
+        OptimSettings(warmup_steps=3, warmup_ratio=0.1)
+    with pytest.raises(RunError, match=r"optim.parts.tower is -1"):
+        OptimSettings(parts={"tower": -1})
+    with pytest.raises(RunError, match=r"optim.warmup_ratio is 1.0"):
+        OptimSettings(warmup_ratio=1.0)

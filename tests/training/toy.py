@@ -98,6 +98,7 @@ def toy_task(
     batches: Callable[[int], Sequence[ToyBatch]] = batches_of_step,
     validate: bool = True,
     seed: int = 0,
+    delay: float = 0.0,
 ) -> Task:
     """A fresh toy model with everything that training needs."""
     torch.manual_seed(seed)
@@ -119,7 +120,7 @@ def toy_task(
     return Task(
         model=model,
         trainables=trainables,
-        batches_of_step=batches,
+        batches_of_step=lambda step: time.sleep(delay) or batches(step),
         steps_per_epoch=SAMPLES // BATCH,
         save_adapter=save_adapter,
         validate=score if validate else None,
@@ -137,12 +138,8 @@ def toy_optim(**settings: object) -> OptimSettings:
 def toy_run(folder: Path, delay: float = 0.0, ema: float | None = None, **settings: object) -> Outcome:
     """Begins or resumes the run that is killed."""
 
-    def slowly(step: int) -> list[ToyBatch]:
-        time.sleep(delay)
-        return batches_of_step(step)
-
     run = RunSettings(folder, **{"save_every": 3, "validate_every": 5, **settings})
-    return train(toy_task(dropout=0.3, batches=slowly), toy_optim(ema=ema), run)
+    return train(toy_task(dropout=0.3, delay=delay), toy_optim(ema=ema), run)
 
 
 def serve() -> None:

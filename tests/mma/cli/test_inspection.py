@@ -58,7 +58,7 @@ def test_what_it_says_of_a_mixture(tiny_base, tmp_path):
     system = save(tmp_path / "a", tiny_base, MIXTURE)
     screen = words(tmp_path / "a")
     for part in (
-        "Mixture-of-modality adapter (MMA), format 1.1",
+        "Mixture-of-modality adapter (MMA), format 1.2",
         "settings r 4, routes 2, groups 2, temperature 1, scale 1, dropout 0.1, modalities text and image",
         "decoder attn: 2 sites in blocks 0 to 1,",
         "tower attn, rule token: 4 sites in blocks 0 to 3,",

@@ -1,0 +1,204 @@
+"""From a recipe to what the training loop needs: base, adapter, data and checks tied together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from data.epochs import EpochOrder, micro_batches
+from data.packing import LoadPicture, PackedBatch, collate, pack
+from data.pictures import check_pictures, picture_loader
+from eval.results import versions
+from eval.runner import Asker, accuracy
+from eval.statistics import wilson
+from finetune.recipe import Recipe, reader
+from finetune.samples import Data, read_data, source_digests, template_of
+from mma.storage import begin_from
+from models.build import System, build_base
+from training.batches import LazyBatches
+from training.errors import RunError
+from training.loop import Task
+from training.parallel import World
+from training.run_state import PARTIAL, replace_file
+
+RECIPE, VERSIONS = "recipe.yaml", "versions.json"
+
+
+def build(recipe: Recipe, device: torch.device, world: World) -> Task:
+    """Reads base and data, adds a fresh adapter, and checks or records what the run is made of."""
+    data_digests = source_digests(recipe)
+    system = build_base(recipe.base, device)
+    adapters = system.model.adapters
+    adapters.identity = {**adapters.identity, "template": recipe.data.template}
+    torch.manual_seed(recipe.optim.seed)
+    adapters.add_adapter("default", recipe.settings)
+    if recipe.start is not None:
+        taken = begin_from(adapters, recipe.start)
+        say(world, f"begun with {len(taken)} tensors of {recipe.start}")
+    data = read_data(recipe, system)
+    provenance = {
+        "method": recipe.method,  # type: ignore[attr-defined]
+        "template": recipe.data.template,
+        "format": recipe.data.format,
+        "captions": recipe.data.captions,
+        "data_digest": next(iter(data_digests.values())),
+        **({"data_licence": recipe.data.licence} if recipe.data.licence else {}),
+        "recipe": json.loads(json.dumps(asdict(recipe), default=str)),
+    }
+    task = make_task(recipe, system, data, provenance, device, world)
+    # Errors of these two must come before the run has begun.
+    recipe.optim.warmup_length(task.steps_per_epoch)
+    begun = (recipe.run.folder / VERSIONS).exists()
+    if not begun and world.first:
+        check_pictures(image for tokens in data.held for image in tokens.images)
+    digests = {**system.digests, **{f"data {split}": found for split, found in data_digests.items()}}
+    if begun:
+        check_digests(recipe.run.folder, digests)
+    elif world.first:
+        content = {"versions": versions(), "digests": digests, "seed": recipe.optim.seed}
+        write(recipe.run.folder / VERSIONS, json.dumps(content, indent=2) + "\n")
+    announce(recipe, system, data, task)
+    return task
+
+
+def make_task(
+    recipe: Recipe,
+    system: System,
+    data: Data,
+    provenance: dict[str, Any],
+    device: torch.device,
+    world: World,
+) -> Task:
+    """What the training loop needs to know of model and data."""
+    optim, adapters = recipe.optim, system.model.adapters
+    order = EpochOrder(len(data.train), optim.seed)
+    load_picture = picture_loader(system.preprocess, recipe.data.pictures_in_memory)
+
+    def batches_of_step(step: int) -> LazyBatches:
+        groups = micro_batches(data.train, order.step(step, optim.batch), optim.tokens_per_batch)
+        return LazyBatches([lambda group=group: collate(group, load_picture) for group in groups])
+
+    def save_adapter(folder: Path, where: dict[str, Any]) -> None:
+        scores = told(where["scores"], recipe.data.validated, len(data.questions))
+        adapters.save_pretrained(folder, {**provenance, **where, "scores": scores})
+
+    return Task(
+        model=system.model,
+        trainables=adapters.trainable_parameters(),
+        batches_of_step=batches_of_step,
+        steps_per_epoch=order.steps_per_epoch(optim.batch),
+        save_adapter=save_adapter,
+        validate=make_validation(recipe, system, data, load_picture) if data.validation else None,
+        device=device,
+        part_of=system.model.part_of,
+        world=world,
+    )
+
+
+def told(scores: dict[str, float] | None, split: str, questions: int) -> dict[str, Any] | None:
+    """The scores of a validation as an adapter folder tells them: with what says how sure they are."""
+    if scores is None:
+        return None
+    right = round(scores["accuracy"] * questions)
+    return {
+        **scores,
+        "accuracy_interval": list(wilson(right, questions)),
+        "questions": questions,
+        "split": split,
+    }
+
+
+def make_validation(
+    recipe: Recipe, system: System, data: Data, load_picture: LoadPicture
+) -> Callable[[], dict[str, float]]:
+    """Loss per supervised token and share of right choices on the validation split."""
+    budget = recipe.optim.tokens_per_batch
+    long: Literal["error", "truncate"] = "truncate" if recipe.data.long == "truncate" else "error"
+    template = template_of(recipe.data, system)
+    asker = Asker(system, template, load_picture, budget, long, progress=False)
+    groups = pack([len(tokens) for tokens in data.validation], budget)
+
+    def validate() -> dict[str, float]:
+        loss, count = 0.0, 0
+        for group in groups:
+            batch: PackedBatch = collate([data.validation[index] for index in group], load_picture)
+            loss += system.model.loss(batch.to(system.model.device)).item()
+            count += batch.targets.numel()
+        return {"loss": loss / count, "accuracy": accuracy(asker, data.questions)}
+
+    return validate
+
+
+def check_digests(folder: Path, digests: dict[str, str]) -> None:
+    """Refuses to resume a run on another base or other data."""
+    try:
+        before = dict(json.loads((folder / VERSIONS).read_text())["digests"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / VERSIONS} cannot be read ({error}): start the run anew") from error
+    if changed := [name for name in digests if before.get(name) != digests[name]]:
+        raise RunError(f"{folder} was begun with another {', '.join(changed)}: put it back, or start anew")
+
+
+def check_new(folder: Path) -> None:
+    """Refuses a folder with anything in it, but for what a run killed before its first step leaves."""
+    try:
+        held = {path.name for path in folder.iterdir()} - {RECIPE, RECIPE + PARTIAL}
+    except OSError:  # there is none yet; one that cannot be made is refused when it is
+        return
+    if VERSIONS in held:
+        raise RunError(
+            f"{folder} holds a run: resume it with --resume {folder}, or choose another --run.folder"
+        )
+    if held:
+        raise RunError(f"{folder} is not empty and holds no run: choose another --run.folder")
+
+
+def write_recipe(recipe: Recipe) -> None:
+    """Puts the whole recipe into its run folder."""
+    write(recipe.run.folder / RECIPE, reader(recipe.method).dump(recipe))  # type: ignore[attr-defined]
+
+
+def write(file: Path, text: str) -> None:
+    """Writes a file of the run folder, whole or not at all."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, text.encode())
+    except OSError as error:
+        raise RunError(
+            f"the run folder {file.parent} cannot be written ({error.strerror}): "
+            "make room or choose another --run.folder"
+        ) from error
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a run that has not begun, if nothing else is in it."""
+    with suppress(OSError):  # there may be none, or other things in it
+        (folder / RECIPE).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def announce(recipe: Recipe, system: System, data: Data, task: Task) -> None:
+    """Says what is trained, on what, and where it is written."""
+    trained = sum(parameter.numel() for parameter in task.trainables.values())
+    total = sum(parameter.numel() for parameter in system.model.adapters.base.values()) + trained
+    steps = recipe.optim.steps(task.steps_per_epoch)
+    processes = f", {task.world.size} processes" if task.world.size > 1 else ""
+    say(
+        task.world,
+        f"trained parameters: {trained:,} of {total:,} ({trained / total:.2%}), on {task.device}{processes}",
+    )
+    say(task.world, f"samples: {len(data.train):,} to train on, {len(data.validation):,} to validate on")
+    say(task.world, f"steps: {steps:,} of {recipe.optim.batch} samples, {task.steps_per_epoch:,} in an epoch")
+    say(task.world, f"run folder: {recipe.run.folder}, its settings in {recipe.run.folder / RECIPE}")
+
+
+def say(world: World, line: str) -> None:
+    """Prints a line once, however many processes there are."""
+    if world.first:
+        print(line, flush=True)

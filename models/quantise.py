@@ -1,0 +1,106 @@
+"""Bases in 8 or 4 bits: the linear layers of a decoder's blocks are quantised as they are read.
+
+Each weight is quantised before the next one is read, so a base never lies whole in 16 bits. Embedding, norms
+and output layer stay as they are. Works on CUDA and on the CPU. Errors against the full base: docs/models.md.
+
+Shapes: N tokens, C channels of a layer's input, O of its output.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.errors import ModelError
+
+# Bytes of a weight: LLM.int8() has a scale for every row, which is next to nothing; NF4 with double
+# quantisation keeps 0.127 bits of scales beside each 4 bits (arXiv 2305.14314, section 3).
+BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
+Quantise = Callable[[nn.Linear, Tensor], nn.Module]
+"""(a linear layer without memory, its weight) -> the layer that takes its place; its bias is filled later."""
+
+
+def check_kind(kind: str) -> None:
+    """Raises ModelError for a kind that there is not."""
+    if kind != "none" and kind not in BYTES:
+        raise ModelError(f"base: quantise is {kind!r}; choose none, {' or '.join(BYTES)}")
+
+
+def quantiser(kind: str, compute: torch.dtype) -> Quantise | None:
+    """What makes the quantised layers; None for `none`.
+
+    `int8` has the weights of LLM.int8() (arXiv 2208.07339, section 2), `nf4` the normal float of QLoRA with
+    double quantisation (arXiv 2305.14314, section 3). Activations are never quantised: LLM.int8() chooses
+    its outliers over a whole batch, so an answer would depend on its batch mates. Raises ModelError for
+    another kind, or without bitsandbytes.
+    """
+    check_kind(kind)
+    if kind == "none":
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(f"base: quantise {kind} needs bitsandbytes; pip install bitsandbytes")
+    return _int8_layer if kind == "int8" else _nf4_layer(compute)
+
+
+class Int8Linear(nn.Linear):
+    """x (s Q)^T + b, where Q int8[O, C] are the weights in steps of each row's own size s float32[O]."""
+
+    def __init__(self, linear: nn.Linear, steps: Tensor, size: Tensor) -> None:
+        sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+        super().__init__(*sizes, device="meta")
+        self.weight = nn.Parameter(steps, requires_grad=False)
+        self.step = nn.Parameter(size, requires_grad=False)  # a parameter: the base's digest covers those
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[..., C] -> float[..., O]."""
+        y: Tensor = _BySteps.apply(x, self.weight, self.step)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class _BySteps(torch.autograd.Function):
+    """The product with a weight in steps, which is widened anew for the gradient and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, step: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, step)
+        return (functional.linear(x, weight.to(x.dtype)).float() * step).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        weight, step = ctx.saved_tensors
+        return (grad.float() * step).to(grad.dtype) @ weight.to(grad.dtype), None, None
+
+
+def _int8_layer(linear: nn.Linear, weight: Tensor) -> nn.Module:
+    steps, largest, _ = _library().functional.int8_vectorwise_quant(weight.half())
+    return Int8Linear(linear, steps, largest / 127)
+
+
+def _nf4_layer(compute: torch.dtype) -> Quantise:
+    def made(linear: nn.Linear, weight: Tensor) -> nn.Module:
+        library = _library().nn
+        sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+        layer: nn.Module = library.Linear4bit(*sizes, compute_dtype=compute, device="meta")
+        # Else some processors pack the weight anew while answering: other bytes, less exact, not every shape.
+        layer.support_avx512bf16_for_cpu = False
+        parameter = library.Params4bit(
+            weight, requires_grad=False, compress_statistics=True, quant_type="nf4"
+        )
+        layer.weight = parameter.to(weight.device)  # the library quantises when it is moved, be it nowhere
+        return layer
+
+    return made
+
+
+def _library() -> Any:
+    # It tells of kernels that it would have liked to load.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes  # noqa: PLC0415  # takes seconds, and only quantised bases need it
+
+    return bitsandbytes

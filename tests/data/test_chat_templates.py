@@ -1,0 +1,271 @@
+"""Chat formats: rendered byte for byte, what is supervised, and the ids of the whole string."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from data.errors import DataError
+from data.pictures import slot_counter
+from data.sample import Sample, Tokens, Turn
+from data.template import TEMPLATES, Template, make_template
+from models.tokenizer import JsonTokenizer, load_tokenizer
+
+MINI = Path(__file__).parents[2] / "assets/mini/decoder/tokenizer.model"
+SPECIALS = (
+    "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|end_of_text|>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+)  # fmt: skip
+S1 = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions."
+)
+S2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that "
+    "the user provides, and assist the user with a variety of tasks using natural language."
+)
+_HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+_LLAMA_3 = "".join(
+    _HEADER.format(*turn)
+    for turn in (("system", S2), ("user", "q1"), ("assistant", "a1!"), ("user", "q2"), ("assistant", "a2"))
+)
+_CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1!<|im_end|>\n"
+    "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>\n"
+)
+_VICUNA = f"{S1} USER: q1 ASSISTANT: a1!</s>USER: q2 ASSISTANT: a2</s>"
+_ZEPHYR = (
+    "<|user|>\nq1<|endoftext|>\n<|assistant|>\na1!<|endoftext|>\n"
+    "<|user|>\nq2<|endoftext|>\n<|assistant|>\na2<|endoftext|>\n"
+)
+RENDERED = {
+    "vicuna_v1": _VICUNA,
+    "tinyllama": _VICUNA,
+    "phi": _VICUNA.replace("</s>", "<|endoftext|>"),
+    "llava_llama_2": f"[INST] <<SYS>>\n{S2}\n<</SYS>>\n\nq1 [/INST] a1! </s><s>[INST] q2 [/INST] a2 </s>",
+    "llama_3": "<|begin_of_text|>" + _LLAMA_3,
+    "chatml": _CHATML,
+    "chatml_direct": _CHATML.replace("<|im_end|>\n", "<|im_end|>").replace(
+        "You are a helpful assistant.", "Answer the questions."
+    ),
+    "mistral": "[INST] q1 [/INST] a1! </s>[INST] q2 [/INST] a2 </s>",
+    "phi_instruct": "Instruct: q1\nOutput: a1!<|endoftext|>\nInstruct: q2\nOutput: a2<|endoftext|>\n",
+    "tinyllama_chat": _ZEPHYR.replace("<|endoftext|>", "</s>"),
+    "stablelm": _ZEPHYR,
+    "zephyr": _ZEPHYR,
+    "lavin": "Image: N/Aq1a1!</s>q2a2</s>",
+    "lavin_chat": ("Image: N/AInstruction: q1\nResponse:a1!</s>Instruction: q2\nResponse:a2</s>"),
+}
+SUPERVISED = {
+    "llava_llama_2": " a1! </s> a2 </s>",
+    "llama_2": " a1! </s> a2 </s>",
+    "mistral": " a1! </s> a2 </s>",
+    "vicuna_v1": " a1!</s> a2</s>",
+    "tinyllama": " a1!</s> a2</s>",
+    "phi": " a1!<|endoftext|> a2<|endoftext|>",
+    "phi_instruct": " a1!<|endoftext|> a2<|endoftext|>",
+    "llama_3": "a1!<|eot_id|>a2<|eot_id|>",
+    "chatml": "a1!<|im_end|>a2<|im_end|>",
+    "chatml_direct": "a1!<|im_end|>a2<|im_end|>",
+    "tinyllama_chat": "a1!</s>a2</s>",
+    "stablelm": "a1!<|endoftext|>a2<|endoftext|>",
+    "zephyr": "a1!<|endoftext|>a2<|endoftext|>",
+    "lavin": "a1!</s>a2</s>",
+    "lavin_chat": "a1!</s>a2</s>",
+}
+CHATS = tuple(name for name in TEMPLATES if name != "plain")
+CHAT = Sample("7", "q2", "a2", earlier=(Turn("q1", "a1!"),))
+PICTURE = replace(CHAT, images=(Path("a.png"),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json of all bytes ("!" is id 0) and the special tokens of every family."""
+    made: Path = tmp_path_factory.mktemp("bytes")
+    vocab = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIALS))
+    tokenizer.save(str(made / "tokenizer.json"))
+    config = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    (made / "tokenizer_config.json").write_text(json.dumps(config))
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Tokenizer:
+    """The library's own tokenizer, which reads special tokens in a whole string."""
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def made(folder: Path, name: str) -> Template:
+    return make_template(name, JsonTokenizer(folder / "tokenizer.json"), slot_counter(3))
+
+
+def supervised_text(whole: Tokenizer, tokens: Tokens) -> str:
+    ids = [i for i, is_target in zip(tokens.ids, tokens.supervised, strict=True) if is_target]
+    return str(whole.decode(ids, skip_special_tokens=False))
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_rendered(folder: Path, name: str) -> None:
+    assert made(folder, name).text(CHAT) == RENDERED[name]
+
+
+def test_llama_2_has_metas_system_prompt(folder: Path) -> None:
+    text = made(folder, "llama_2").text(CHAT)
+    assert text.startswith("[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant. Always")
+    assert text.endswith("false information.\n<</SYS>>\n\nq1 [/INST] a1! </s><s>[INST] q2 [/INST] a2 </s>")
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_ids_are_those_of_the_whole_string(folder: Path, whole: Tokenizer, name: str) -> None:
+    template = made(folder, name)
+    text = template.text(CHAT)
+    begin = "<s>" if name not in ("llama_3", "chatml", "chatml_direct") else ""
+    assert list(template.tokens(CHAT).ids) == whole.encode(begin + text).ids
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_supervised_are_the_answers_and_their_ends(folder: Path, whole: Tokenizer, name: str) -> None:
+    for sample in (CHAT, PICTURE):
+        assert supervised_text(whole, made(folder, name).tokens(sample)) == SUPERVISED[name]
+
+
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("sample", [CHAT, PICTURE])
+def test_a_prompt_is_where_the_answer_begins(folder: Path, name: str, sample: Sample) -> None:
+    full, prompt = made(folder, name).tokens(sample), made(folder, name).tokens(sample, response="")
+    assert prompt.ids == full.ids[: len(prompt)]
+    assert full.supervised[len(prompt)]
+    assert full.supervised[: len(prompt)] == prompt.supervised
+
+
+def test_plain_is_the_picture_and_its_caption(folder: Path, whole: Tokenizer) -> None:
+    template = made(folder, "plain")
+    sample = Sample("7", "dropped", "a dog", (Path("a.png"),))
+    tokens = template.tokens(sample)
+    assert template.text(sample) == "<image>a dog\n"
+    assert (supervised_text(whole, tokens), tokens.slots, template.stop) == ("a dog\n", (1, 2, 3), ("\n",))
+    with pytest.raises(DataError, match="sample 7: this template is for captions of pictures"):
+        template.tokens(CHAT)
+
+
+def test_stops(folder: Path, whole: Tokenizer) -> None:
+    stops = {
+        "llama_3": ["<|eot_id|>", "<|end_of_text|>"],
+        "chatml": ["<|im_end|>", "<|endoftext|>"],
+        "chatml_direct": ["<|im_end|>"],
+        **{key: ["<|endoftext|>"] for key in ("phi", "phi_instruct", "stablelm", "zephyr")},
+    }
+    for name in TEMPLATES:
+        assert [whole.id_to_token(i) for i in made(folder, name).stop_ids] == stops.get(name, ["</s>"])
+
+
+def test_pictures_stand_in_front_or_at_their_marks(folder: Path) -> None:
+    template = made(folder, "vicuna_v1")
+    assert "USER: <image>\nq1 ASSISTANT" in template.text(PICTURE)
+    two = replace(
+        CHAT, prompt="and <image>?", images=(Path("a"), Path("b")), earlier=(Turn("<image>q", "a"),)
+    )
+    tokens = template.tokens(two)
+    assert "USER: <image>q ASSISTANT: a</s>USER: and <image>? ASS" in template.text(two)
+    assert (tokens.slot_counts, len(tokens.slots), tokens.modality) == ((3, 3), 6, "images")
+    assert [tokens.ids[slot] for slot in tokens.slots] == [0] * 6
+    assert tokens.slots[3] > tokens.slots[2] + 1
+    with pytest.raises(DataError, match="sample 7 has 2 <image> marks for 1 pictures; put one mark for each"):
+        template.tokens(replace(two, images=(Path("a"),)))
+
+
+def test_lavin_moves_pictures_behind_its_prefix(folder: Path) -> None:
+    sample = Sample("7", "<image>\nq", "a", (Path("a"),))
+    assert made(folder, "lavin_chat").text(sample) == "Image: <image>Instruction: q\nResponse:a</s>"
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_what_a_user_types_stays_text(folder: Path, whole: Tokenizer, name: str) -> None:
+    typed = "".join(SPECIALS) + "<image>{q}{a}{system}"
+    count = made(folder, name).tokens(replace(CHAT, prompt="q"))
+    tokens = made(folder, name).tokens(replace(CHAT, prompt=typed, system=None))
+    ids = {whole.token_to_id(special) for special in SPECIALS}
+    assert sum(i in ids for i in tokens.ids) == sum(i in ids for i in count.ids)
+    assert typed in made(folder, name).text(replace(CHAT, prompt=typed)) and tokens.slots == ()
+
+
+def test_a_samples_own_system_prompt(folder: Path) -> None:
+    own = replace(CHAT, system="Be brief.")
+    assert made(folder, "vicuna_v1").text(own).startswith("Be brief. USER: q1")
+    assert made(folder, "zephyr").text(own).startswith("<|system|>\nBe brief.<|endoftext|>\n<|user|>\nq1")
+    assert made(folder, "chatml").text(replace(own, system="")).startswith("<|im_start|>user\nq1")
+
+
+def test_exclamation_marks_survive_where_they_are_id_0(folder: Path, whole: Tokenizer) -> None:
+    tokens = made(folder, "llama_3").tokens(Sample("7", " q! ", " a!! "))
+    assert whole.token_to_id("!") == 0
+    assert (tokens.ids.count(0), tokens.slots) == (3, ())
+    assert supervised_text(whole, tokens) == "a!!<|eot_id|>"
+
+
+def test_the_head_holds_system_and_leading_pictures(folder: Path, whole: Tokenizer) -> None:
+    tokens = made(folder, "vicuna_v1").tokens(CHAT)
+    assert whole.decode(list(tokens.ids[: tokens.head])).endswith("questions. USER: ")
+    tokens = made(folder, "chatml").tokens(PICTURE)
+    assert tokens.head == tokens.slots[-1] + 1
+    tokens = make_template("vicuna_v1", load_tokenizer(MINI), slot_counter(3)).tokens(CHAT)
+    assert load_tokenizer(MINI).decode(tokens.ids[: tokens.head]).endswith(" USER: ")
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "llama_2", "mistral", "tinyllama_chat"])
+def test_sentencepiece_text_is_that_of_the_string_between_special_tokens(name: str) -> None:
+    tokenizer = load_tokenizer(MINI)
+    template = make_template(name, tokenizer, slot_counter(3))
+    expected = [tokenizer.special("<s>")]
+    for chunk in filter(None, re.split("(</?s>)", template.text(CHAT))):
+        is_special = chunk in ("<s>", "</s>")
+        expected += [tokenizer.special(chunk)] if is_special else tokenizer.encode(chunk)
+    assert list(template.tokens(CHAT).ids) == expected
+
+
+_JINJA = {
+    "chatml": "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
+    "{{ '\n' }}{% endfor %}",
+    "llama_3": "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}",
+    "zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|endoftext|>{{ '\n' }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", _JINJA)
+def test_equal_to_the_chat_template_of_the_family(folder: Path, whole: Tokenizer, name: str) -> None:
+    oracle = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=whole, bos_token="<|begin_of_text|>", chat_template=_JINJA[name]
+    )
+    turns = ("user", "q1"), ("assistant", "a1!"), ("user", "q2"), ("assistant", "a2")
+    messages = [{"role": role, "content": text} for role, text in turns]
+    if name == "llama_3":
+        messages.insert(0, {"role": "system", "content": S2})
+    assert made(folder, name).text(CHAT) == oracle.apply_chat_template(messages, tokenize=False)
+    ids = oracle.apply_chat_template(messages, return_dict=False)
+    begin = [whole.token_to_id("<s>")] if name == "zephyr" else []
+    assert list(made(folder, name).tokens(CHAT).ids) == begin + ids
+
+
+def test_no_begin_token_where_the_family_has_none(folder: Path) -> None:
+    tokenizer = JsonTokenizer(folder / "tokenizer.json")
+    tokenizer.bos_id = None
+    tokens = make_template("phi", tokenizer, slot_counter(3)).tokens(CHAT)
+    assert tokens.ids == made(folder, "phi").tokens(CHAT).ids[1:]
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(DataError, match="template 'vicuna' is unknown; choose one of vicuna_v1, llama_2"):
+        make_template("vicuna", load_tokenizer(MINI), slot_counter(3))
