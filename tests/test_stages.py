@@ -157,6 +157,32 @@ def test_a_wrong_stage_is_one_line(recipe, capsys, stage, message):
     assert message in lines[0]
 
 
+def test_a_start_must_have_its_place(world, recipe, capsys):
+    """A single run begins with any folder whose tensors it can take, whatever the template."""
+    assert train.main([str(recipe)]) == 0
+    start = world.root / "staged/pretrain/adapter"
+    content = yaml.safe_load(recipe.read_text())
+    alone = {**content, **content["stages"][0]}
+    for key in ("stages", "name"):
+        del alone[key]
+    path = world.root / "alone.yaml"
+    path.write_text(yaml.safe_dump(alone))
+    capsys.readouterr()
+    more = ["--start", str(start), "--optim.lr", "1e-9"]
+    assert train.main([str(path), *more, "--run.folder", str(world.root / "goes-on")]) == 0
+    assert f"begun with 4 tensors of {start}" in capsys.readouterr().out
+    begun, ended = (
+        load_file(folder / "adapter_model.safetensors") for folder in (start, world.root / "goes-on/adapter")
+    )
+    assert all(torch.allclose(begun[name], ended[name], atol=1e-6) for name in begun)
+    folder = world.root / "refused"
+    assert train.main([str(path), *more, "--run.folder", str(folder), "--adapter.projector", "linear"]) == 2
+    error = capsys.readouterr().err
+    assert "has projector.0.bias [32], but here there is none" in error or "has projector.2" in error
+    assert "give the new adapter the same projector and tuned parts" in error
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("pictures", ["anyres", "pad"])
 @pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu"])
 def test_pictures_of_any_resolution_train(world, recipe, pictures, projector):

@@ -90,7 +90,10 @@ def test_the_response_begins_without_a_space(template: LavinTemplate, tokenizer:
         ({"slots": (1,)}, r"1 image slots, counted as \(\), with 0 pictures"),
         ({"images": (Path("a.png"),)}, r"0 image slots, counted as \(\), with 1 pictures"),
         ({"images": (Path("a.png"),), "slot_counts": (2,), "slots": (1,)}, r"counted as \(2,\)"),
-        ({"images": (Path("a.png"),), "slot_counts": (1,), "slots": (2,)}, r"\(2,\) lie outside its 2 tokens"),
+        (
+            {"images": (Path("a.png"),), "slot_counts": (1,), "slots": (2,)},
+            r"\(2,\) lie outside its 2 tokens",
+        ),
     ],
 )
 def test_inconsistent_tokens_are_refused(fields: dict[str, object], message: str) -> None:

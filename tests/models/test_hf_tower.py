@@ -29,9 +29,9 @@ from models.tower import (
 from models.views import Layout
 from tests.conftest import randomise
 
-# 43 is not a multiple of 36, and 30 none of 7: both are rounded down somewhere
+# 98 x (101 / 98) is a hair below 101, and 30 no multiple of 7: what is rounded down, and where, shows
 SHAPE = {
-    "hidden_size": 36, "intermediate_size": 43, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "hidden_size": 98, "intermediate_size": 101, "num_hidden_layers": 3, "num_attention_heads": 2,
     "image_size": 30, "patch_size": 7,
 }  # fmt: skip
 TEXT = {
@@ -126,7 +126,7 @@ def test_features_equal_transformers_at_every_layer(name, tmp_path):
     for layer in (-1, -2, -3):
         with torch.no_grad():
             features = loaded(tmp_path, Features("patches", layer=layer))(pictures)
-        assert features.shape == (2, 16, 36)
+        assert features.shape == (2, 16, 98)
         torch.testing.assert_close(features, states[layer][:, classes:], atol=1e-5, rtol=1e-5)
     if classes:
         with torch.no_grad():
@@ -142,7 +142,7 @@ def test_siglip_gives_all_its_patches(tmp_path):
     tower = loaded(tmp_path, Features("patches"))
     assert (tower.tokens, tower.grid) == (729, (27, 27))
     with torch.no_grad():
-        assert tower(torch.randn(1, 3, 384, 384)).shape == (1, 729, 36)
+        assert tower(torch.randn(1, 3, 384, 384)).shape == (1, 729, 98)
     with pytest.raises(ModelError, match="no class token to read"):
         Tower(read_spec(str(tmp_path)), Features("class"))
 
@@ -287,7 +287,7 @@ def test_pictures_that_cannot_be_prepared(folder, changes, message):
         ({"model_type": "siglip", "vision_config": {"hidden_act": "quick_gelu"}}, "'quick_gelu'; known are"),
         ({"num_hidden_layers": "3"}, "has num_hidden_layers '3'; it must be a whole number"),
         ({"image_size": [30, 0]}, "has image_size 0; it must be a whole number"),
-        ({"num_attention_heads": 5}, "has hidden_size 36, but 5 attention heads"),
+        ({"num_attention_heads": 5}, "has hidden_size 98, but 5 attention heads"),
         ({"vision_config": 7}, "has vision_config 7, not a table of settings"),
         (
             {"model_type": "llava_llama", "mm_vision_tower": "openai/clip-vit-large-patch14-336"},
@@ -315,7 +315,7 @@ def test_descriptions_that_are_no_towers(folder, changes, message):
         ),
         (
             lambda t: t.update({"post_layernorm.bias": torch.zeros(2)}),
-            r"1 misshapen \['ln_post.bias is \(2,\), not \(36,\)'\]",
+            r"1 misshapen \['ln_post.bias is \(2,\), not \(98,\)'\]",
         ),
         (
             lambda t: [t.pop(name) for name in list(t)] and t.update(x=torch.zeros(1)),

@@ -212,6 +212,8 @@ def test_a_tied_output_layer(tmp_path, inside):
     """The table of the decoder says so, or the whole."""
     settings = {"tied": True} if inside else {"tie_word_embeddings": True}
     model = made(tmp_path, "qwen2", **settings)
+    if inside:
+        edited(tmp_path, tie_word_embeddings=False)
     system = load_llava(tmp_path)
     assert system.model.decoder.head.weight is system.model.decoder.embed.weight
     agree(model, system, processor(False), (28, 28))
@@ -354,6 +356,7 @@ def edited(folder: Path, **changes: object) -> Path:
         ({"vision_feature_layer": [-2, -1]}, r"vision_feature_layer \[-2, -1\]; only one layer"),
         ({"image_grid_pinpoints": [[28, 30]]}, r"image_grid_pinpoints \[\[28, 30\]\]; .* multiples of 28"),
         ({"image_grid_pinpoints": [28]}, r"image_grid_pinpoints \[28\]; they must be pairs"),
+        ({"quantization_config": {"bits": 4}}, "has a quantization_config; unquantised weights are needed"),
         ({"text_config": 3}, "text_config 3, not a table of settings"),
         ({"text_config": {"model_type": "gemma"}}, "describes a 'gemma' model, not a LLaMA"),
     ],
