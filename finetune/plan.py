@@ -10,7 +10,7 @@ import torch
 from finetune.recipe import Recipe
 from models.build import DTYPES, outline
 from models.multimodal import MultimodalLM
-from models.quantise import BYTES, check_kind
+from models.quantise import check_kind, weight_bytes
 
 TRAINED = 16  # bytes of a trained parameter: itself, its gradient and AdamW's two averages in fp32
 GIB = 2**30
@@ -94,14 +94,13 @@ def plan(recipe: Recipe, name: str = "") -> Plan:
 
 def _base(model: MultimodalLM, part: str, recipe: Recipe) -> tuple[int, float]:
     """Parameters of a part of the base, and the bytes they take."""
-    wide = float(DTYPES[recipe.base.precision].itemsize)
+    full = DTYPES[recipe.base.precision].itemsize
     count, size = 0, 0.0
     for name, parameter in model.adapters.base.items():
-        if not name.startswith(f"{part}."):
-            continue
-        linear = name.startswith("decoder.blocks.") and parameter.ndim == 2
-        count += parameter.numel()
-        size += parameter.numel() * (BYTES.get(recipe.base.quantise, wide) if linear else wide)
+        if name.startswith(f"{part}."):
+            count += parameter.numel()
+            linear = name.startswith("decoder.blocks.") and parameter.ndim == 2
+            size += weight_bytes(recipe.base.quantise if linear else "none", parameter.shape, full)
     return count, size
 
 

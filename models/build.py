@@ -44,9 +44,10 @@ class BaseSettings:
     Args:
         decoder: Folder of the decoder's weights, Meta or Hugging Face layout.
         tokenizer: SentencePiece model file; empty: tokenizer.model in the decoder's folder.
-        tower: open_clip model name, JSON configuration, or folder with open_clip_config.json.
-        tower_weights: File of the tower's weights, or an open_clip pretrained tag; empty: the file in the
-            tower's folder.
+        tower: open_clip model name, JSON configuration, folder with open_clip_config.json, or Hugging Face
+            folder of CLIP, SigLIP or a LLaVA.
+        tower_weights: File or Hugging Face folder of the tower's weights, or an open_clip pretrained tag;
+            empty: those in the tower's folder.
         tower_every: The tower is read by its class token after every so many blocks.
         precision: Type of the frozen weights and the computation, fp32 or bf16.
         architecture: Name of the decoder's architecture (docs/models.md), for a plan without weights; a

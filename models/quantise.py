@@ -19,17 +19,23 @@ from torch.nn import functional
 
 from models.errors import ModelError
 
-# Bytes of a weight: LLM.int8() has a scale for every row, which is next to nothing; NF4 with double
-# quantisation keeps 0.127 bits of scales beside each 4 bits (arXiv 2305.14314, section 3).
-BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
+KINDS = ("none", "int8", "nf4")
 Quantise = Callable[[nn.Linear, Tensor], nn.Module]
 """(a linear layer without memory, its weight) -> the layer that takes its place; its bias is filled later."""
 
 
 def check_kind(kind: str) -> None:
     """Raises ModelError for a kind that there is not."""
-    if kind != "none" and kind not in BYTES:
-        raise ModelError(f"base: quantise is {kind!r}; choose none, {' or '.join(BYTES)}")
+    if kind not in KINDS:
+        raise ModelError(f"base: quantise is {kind!r}; choose {', '.join(KINDS)}")
+
+
+def weight_bytes(kind: str, shape: torch.Size, full: int) -> float:
+    """What the weight [O, C] of a linear layer of a block takes; `full` are the bytes of an unquantised number."""
+    if kind == "int8":
+        return shape.numel() + 4 * shape[0]
+    # Double quantisation leaves 0.127 bits of scales beside each 4 bits (arXiv 2305.14314, section 3).
+    return shape.numel() * (4.127 / 8 if kind == "nf4" else full)
 
 
 def quantiser(kind: str, compute: torch.dtype) -> Quantise | None:

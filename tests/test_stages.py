@@ -157,6 +157,43 @@ def test_a_wrong_stage_is_one_line(recipe, capsys, stage, message):
     assert message in lines[0]
 
 
+def test_several_pictures_and_videos_have_routes_of_their_own(world, recipe):
+    picture = world.picture("train")
+    video = world.root / "video"
+    video.mkdir()
+    for index in range(5):
+        (video / f"{index}.png").write_bytes(picture.read_bytes())
+    rows = [
+        {"id": "two", "images": [picture.name, picture.name], "conversations": talk("<image> or <image>?")},
+        {"id": "film", "video": "video", "conversations": talk("What moves?")},
+        {"id": "words", "conversations": talk("Why?")},
+        {"id": "one", "image": picture.name, "conversations": talk("<image>What?")},
+    ]
+    (world.root / picture.name).write_bytes(picture.read_bytes())
+    (world.root / "all.json").write_text(json.dumps(rows))
+    modalities = ["text", "image", "images", "video"]
+    mix = [{"path": str(world.root / "all.json"), "frames": 3}]
+    change(
+        recipe,
+        method="mma",
+        adapter={"r": 2, "modalities": modalities},
+        data={"template": "vicuna_v1", "mix": mix},
+    )
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"][1]["optim"] = {"batch": 4, "epochs": 2, "lr": 0.05}
+    recipe.write_text(yaml.safe_dump(content))
+    assert train.main([str(recipe)]) == 0
+    adapters = load(world.root / "staged/tune/adapter").model.adapters
+    assert all(list(weights) == modalities for weights in adapters.routes().values())
+    before = load_file(world.root / "staged/tune/checkpoints/step-00000001/adapter_model.safetensors")
+    after = adapters.trainable_parameters()["modality.weight"]
+    assert (after - before["modality.weight"]).abs().amax(1).gt(0).all()  # every modality was trained
+
+
+def talk(question: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": "ice"}]
+
+
 def test_a_start_must_have_its_place(world, recipe, capsys):
     """A single run begins with any folder whose tensors it can take, whatever the template."""
     assert train.main([str(recipe)]) == 0

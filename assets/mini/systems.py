@@ -61,7 +61,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
     lines = [
-        "| recipe | trained parameters | seconds | with pictures | pictures replaced by noise | words alone |",
+        "| recipe | trained parameters | seconds | with pictures | noise for pictures | words alone |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in results.items():

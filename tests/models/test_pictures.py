@@ -20,9 +20,8 @@ from data.pictures import Prepared
 from data.sample import Tokens, modality_of
 from mma import MMAConfig, PartsConfig
 from mma.bank import AdapterBank
-from models.build import BaseSettings, System, build_new, layout_of, load, spec_of
+from models.build import BaseSettings, System, build_new, load, outline
 from models.errors import ModelError
-from models.tower import Features, Tower
 from models.views import Layout
 
 SIDE, PATCHES = 16, 4
@@ -92,17 +91,24 @@ def test_every_projector_is_kept_in_the_bundle(patches, kind, tmp_path):
     assert all(p.grad is not None for p in system.model.adapters.trainable_parameters().values())
 
 
-def test_the_linear_projector_of_llava_13b():
-    """1024 -> 5120."""
-    settings = BaseSettings(
-        decoder="none", architecture="llama-13b", tower="ViT-L-14-336", tower_features="patches"
-    )
-    spec = spec_of(settings)
+@pytest.mark.parametrize(
+    ("decoder", "tower", "kind", "sizes"),
+    [
+        ("llama-13b", "ViT-L-14", "linear", (303_966_208, 256, 5_248_000)),
+        # its table of positions is longer
+        ("llama-7b", "ViT-L-14-336", "mlp2x_gelu", (303_966_208 + 320 * 1024, 576, 20_979_712)),
+        ("llama-65b", "ViT-L-14-336-quickgelu", "mlp2x_gelu", (304_293_888, 576, 75_513_856)),
+        ("phi-2", "ViT-SO400M-14-SigLIP-384", "mlp2x_gelu", (428_225_600, 729, 9_507_840)),
+    ],
+)
+def test_published_sizes(decoder, tower, kind, sizes):
+    """Parameters of the tower, tokens of a picture, parameters of the projector; one block never runs."""
+    model = outline(BaseSettings(decoder="none", architecture=decoder, tower=tower, tower_features="patches"))
     with torch.device("meta"):
-        tower = Tower(spec, Features("patches"))
-    assert tower.last_block == 22
-    assert sum(p.numel() for p in tower.parameters()) == 303_966_208 + (577 - 257) * 1024
-    assert layout_of(settings, spec, tower).fixed(tower.tokens) == 576
+        model.adapters.add_adapter("default", PartsConfig(projector=kind))
+    trained = sum(p.numel() for p in model.adapters.trainable_parameters().values())
+    assert (sum(p.numel() for p in model.tower.parameters()), model.slots(640, 480), trained) == sizes
+    assert model.tower.last_block == len(model.tower.blocks) - 2
 
 
 @pytest.mark.parametrize("mode", ["own", "anyres"])

@@ -253,7 +253,7 @@ def test_bf16_answers_like_fp32(kind, tiny_base, caplog):
 
 
 def test_another_kind_is_refused(tiny_base):
-    with pytest.raises(ModelError, match="base: quantise is 'nf5'; choose none, int8 or nf4"):
+    with pytest.raises(ModelError, match="base: quantise is 'nf5'; choose none, int8, nf4"):
         build_base(replace(tiny_base, quantise="nf5"))
 
 
