@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data.lazy import tokenise
@@ -51,7 +51,7 @@ def template_of(settings: DataSettings, system: System) -> Template:
     return make_template(settings.template, system.tokenizer, slots_of)
 
 
-def read_data(recipe: Recipe, system: System) -> Data:
+def read_data(recipe: Recipe, system: System, say: Callable[[str], None]) -> Data:
     """Both splits, rendered and tokenised; what is too long is treated as the recipe says."""
     settings = recipe.data
     template = template_of(settings, system)
@@ -65,7 +65,7 @@ def read_data(recipe: Recipe, system: System) -> Data:
     def tokens_of(split: str, samples: Sequence[Sample]) -> Sequence[Tokens | None]:
         tokens, summary = tokenise(samples, template, limit, settings.long)
         if summary:
-            print(f"{split}: {summary}")
+            say(f"{split}: {summary}")
         return tokens
 
     if settings.mix:

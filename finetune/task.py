@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from training.errors import RunError
 from training.loop import Task
 from training.parallel import World
 from training.run_state import PARTIAL, replace_file
+from training.sharding import shard_base
 
 RECIPE, VERSIONS = "recipe.yaml", "versions.json"
 
@@ -33,7 +35,8 @@ RECIPE, VERSIONS = "recipe.yaml", "versions.json"
 def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     """Reads base and data, adds a fresh adapter, and checks or records what the run is made of."""
     data_digests = source_digests(recipe)
-    system = build_base(recipe.base, device)
+    sharded = recipe.run.shard and world.size > 1
+    system = build_base(recipe.base, torch.device("cpu") if sharded else device)
     adapters = system.model.adapters
     adapters.identity = {**adapters.identity, "template": recipe.data.template}
     torch.manual_seed(recipe.optim.seed)
@@ -41,7 +44,7 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     if recipe.start is not None:
         taken = begin_from(adapters, recipe.start)
         say(world, f"begun with {len(taken)} tensors of {recipe.start}")
-    data = read_data(recipe, system)
+    data = read_data(recipe, system, partial(say, world))
     provenance = {
         "method": recipe.method,  # type: ignore[attr-defined]
         "template": recipe.data.template,
@@ -64,7 +67,18 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
         content = {"versions": versions(), "digests": digests, "seed": recipe.optim.seed}
         write(recipe.run.folder / VERSIONS, json.dumps(content, indent=2) + "\n")
     announce(recipe, system, data, task)
+    if sharded:
+        shard(system, world, device)
     return task
+
+
+def shard(system: System, world: World, device: torch.device) -> None:
+    """Leaves this process its share of the frozen decoder; everything else lies whole on its device."""
+    decoder, adapters = system.model.decoder, system.model.adapters
+    trained = adapters.trainable_parameters().values()
+    replaced = shard_base(decoder, decoder.blocks, trained, world=world, device=device)
+    adapters.base.update({name: replaced.get(p, p) for name, p in adapters.base.items()})
+    system.model.to(device)
 
 
 def make_task(

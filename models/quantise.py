@@ -31,7 +31,7 @@ def check_kind(kind: str) -> None:
 
 
 def weight_bytes(kind: str, shape: torch.Size, full: int) -> float:
-    """What the weight [O, C] of a linear layer of a block takes; `full` are the bytes of an unquantised number."""
+    """Bytes of a linear layer's weight [O, C]; `full` are those of one unquantised number."""
     if kind == "int8":
         return shape.numel() + 4 * shape[0]
     # Double quantisation leaves 0.127 bits of scales beside each 4 bits (arXiv 2305.14314, section 3).

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.quantised import measure
 from data.packing import collate
 from data.pictures import Prepared, slot_counter
 from data.sample import Sample
 from data.template import LavinTemplate
 from mma import MMAConfig
-from models.build import BaseSettings, System, build_new
+from models.build import BaseSettings, System, build_new, current_digests
 from models.generate import Sampling, generate
 
 pytestmark = [
@@ -78,3 +79,42 @@ def test_a_bf16_base_trains(tiny_base):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_equals_the_cpu(tiny_base, kind):
+    pytest.importorskip("bitsandbytes")
+    base = replace(tiny_base, quantise=kind)
+    here, there = system_on(base, "cpu"), system_on(base, "cuda")
+    logits = [system.model(batch_for(system)).detach().cpu() for system in (here, there)]
+    # A weight that lies between two steps may be rounded to either.
+    assert ((logits[1] - logits[0]).norm() / logits[0].norm()) < 0.02
+    assert current_digests(there.model) == {
+        name: there.digests[name] for name in current_digests(there.model)
+    }
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_trains_and_stays_as_it_is(tiny_base, kind):
+    pytest.importorskip("bitsandbytes")
+    system = system_on(replace(tiny_base, quantise=kind), "cuda", "bf16")
+    before = current_digests(system.model)
+    optimizer = torch.optim.AdamW(system.model.adapters.trainable_parameters().values(), lr=3e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = system.model.loss(batch_for(system))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert current_digests(system.model) == before
+    assert len(generate(system, batch_for(system, response=""), Sampling(max_new_tokens=4))) == 3
+
+
+@pytest.mark.parametrize("shape", ["llama-7b", "qwen1.5-7b"])
+def test_seven_billion_parameters_train_in_four_bits(shape):
+    pytest.importorskip("bitsandbytes")
+    found = measure(False, shape, "nf4")[1]["kinds"]["nf4"]
+    assert found["last_loss"] < found["first_loss"]
+    assert found["decoder_mib"] < 0.5 * 13_000 and found["peak_mib"] < 13_000

@@ -233,13 +233,14 @@ def test_pictures_of_any_resolution_train(world, recipe, pictures, projector):
     assert ("newline.weight" in system.model.adapters.trainable_parameters()) == (pictures == "anyres")
 
 
-def test_two_processes_train_the_same(world, recipe):
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_processes_train_the_same(world, recipe, shard):
     change(recipe, method="mma", adapter={"r": 2, "dropout": 0.1})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     folders = [world.root / "one", world.root / "two"]
     for how, folder in zip(([sys.executable], command), folders, strict=True):
-        arguments = [*how, "train.py", str(recipe), "--run.folder", str(folder)]
+        arguments = [*how, "train.py", str(recipe), "--run.folder", str(folder), "--run.shard", shard]
         done = subprocess.run(
             arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )

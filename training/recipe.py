@@ -154,11 +154,8 @@ def stages_of(values: Mapping[str, Any], file: str) -> dict[str, dict[str, Any]]
     of the stage before.
     """
     common = {key: value for key, value in values.items() if key != "stages"}
-    listed = values.get("stages", [])
-    if not isinstance(listed, list) or not all(isinstance(stage, dict) for stage in listed):
-        raise RunError(f"{file}: 'stages' must be a list of stages, each with a name and its settings")
     found: dict[str, dict[str, Any]] = {}
-    for stage in listed:
+    for stage in _listed(values, file):
         name = stage.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or name in found:
             raise RunError(f"{file}: a stage is named {name!r}; give each a name of letters, digits and -")
@@ -166,26 +163,41 @@ def stages_of(values: Mapping[str, Any], file: str) -> dict[str, dict[str, Any]]
     return found
 
 
+def _listed(values: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+    """The stages as they are written."""
+    listed = values.get("stages", [])
+    if not isinstance(listed, list) or not all(isinstance(stage, dict) for stage in listed):
+        raise RunError(f"{file}: 'stages' must be a list of stages, each with a name and its settings")
+    return listed
+
+
 def with_variants(values: Mapping[str, Any], names: Sequence[str], file: str) -> dict[str, Any]:
     """The settings with those of the named variants put over them, in their order."""
     variants = values.get("variants", {})
     if not isinstance(variants, dict) or not all(isinstance(variant, dict) for variant in variants.values()):
         raise RunError(f"{file}: 'variants' must be a table of variants, each a table of settings")
+    by_name = {str(key): variant for key, variant in variants.items()}  # YAML reads 224 as a number
     found = {key: value for key, value in values.items() if key != "variants"}
     for name in names:
-        if name not in variants:
-            known = f"it has {', '.join(map(str, variants))}" if variants else "it has none"
+        if name not in by_name:
+            known = f"it has {', '.join(by_name)}" if by_name else "it has none"
             raise RunError(f"{file} has no variant {name!r}: {known}")
-        variant = variants[name]
-        own = variant.get("stages")
-        if isinstance(own, dict):  # settings of single stages, by their names
-            listed = [dict(stage) for stage in found.get("stages", [])]
-            if unknown := sorted(own.keys() - {stage.get("name") for stage in listed}):
-                raise RunError(f"{file}: variant {name!r} changes stage {unknown[0]!r}, which there is not")
-            stages = [merged(stage, own.get(stage.get("name"), {})) for stage in listed]
-            variant = {**variant, "stages": stages}
+        variant = by_name[name]
+        if isinstance(own := variant.get("stages"), dict):
+            variant = {**variant, "stages": _changed(_listed(found, file), own, f"{file}: variant {name!r}")}
         found = merged(found, variant)
     return found
+
+
+def _changed(listed: Sequence[Mapping[str, Any]], own: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The stages with a variant's settings of single ones, by their names, put over them."""
+    names = [stage.get("name") for stage in listed]
+    for name, settings in own.items():
+        if name not in names:
+            raise RunError(f"{where} changes stage {name!r}, which there is not")
+        if not isinstance(settings, dict):
+            raise RunError(f"{where} gives stage {name!r} {settings!r}, which is no table of settings")
+    return [merged(stage, own.get(stage.get("name"), {})) for stage in listed]
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

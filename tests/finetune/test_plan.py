@@ -1,10 +1,10 @@
-"""Every recipe plans without weights, with every variant; numbers are those of the papers and of real bytes."""
+"""Every recipe plans without weights; its numbers are those of the papers, and true of real tensors."""
 
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch

@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "base of another adapter": (
         ["routes", "{adapter}", "--tower-every", "1"],
-        "class tokens after every 2 blocks of the tower, not 1; set --tower-every to 2",
+        "was trained with tower_every 2, not 1; set --tower-every to 2",
     ),
     "picture": (
         ["routes", "{adapter}", "--png", "{root}/nowhere/x.png"],

@@ -317,3 +317,31 @@ def test_state_is_readable_json_and_tensors(tmp_path):
     content = json.loads((state / "state.json").read_text())
     assert content["progress"]["step"] == 8
     assert content["about"]["threads"] == 1
+
+
+def test_a_part_with_rate_0_is_carried_through_save_and_resume(tmp_path):
+    def task(batches=batches_of_step, bias=None):
+        made = toy_task(batches=batches)
+        if bias is not None:
+            with torch.no_grad():
+                made.trainables["layer.bias"].copy_(bias)
+        return replace(made, part_of=lambda name: "bias" if name == "layer.bias" else "adapters")
+
+    def stopping(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches_of_step(step)
+
+    optim, kept = toy_optim(epochs=4, parts={"bias": 0.0}), torch.full((16,), 0.5)
+    whole = task(bias=kept)
+    train(whole, optim, RunSettings(tmp_path / "whole"))
+    assert train(task(stopping, kept), optim, RunSettings(tmp_path / "run")).signal == signal.SIGTERM
+    state = run_state.read_state(run_state.newest_state(tmp_path / "run" / "state"))
+    assert torch.equal(state.tensors["trainables"]["layer.bias"], kept)
+    assert not [name for name in state.tensors["optimizer"] if name.startswith("layer.bias")]
+    resumed = task()  # its own bias is another: the state's is taken
+    train(resumed, optim, RunSettings(tmp_path / "run"))
+    for name, parameter in resumed.trainables.items():
+        assert torch.equal(parameter, whole.trainables[name]), name
+    _, tensors = adapter_folder.read(tmp_path / "run" / "adapter")
+    assert torch.equal(tensors["layer.bias"], kept)

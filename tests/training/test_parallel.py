@@ -15,7 +15,7 @@ import torch
 
 from training.errors import RunError
 from training.monitor import read_metrics
-from training.parallel import World, joined
+from training.parallel import World, joined, local_device
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,9 +44,15 @@ def start(
     return processes
 
 
-def finish(processes: list[subprocess.Popen[str]], within: float = 60.0) -> list[tuple[int, str]]:
+def finish(processes: list[subprocess.Popen[str]], within: float = 150.0) -> list[tuple[int, str]]:
     """Exit code and stderr of each."""
-    texts = [process.communicate(timeout=within)[1] for process in processes]
+    try:
+        texts = [process.communicate(timeout=within)[1] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+            process.communicate()
+        raise
     return [(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
 
 
@@ -113,6 +119,16 @@ def test_a_signal_to_any_process_stops_all_at_the_same_step(tmp_path, alone):
     assert_same(folder, alone)
 
 
+def test_a_signal_in_a_validation_stops_all_and_the_validation_is_repeated(tmp_path, alone):
+    folder = tmp_path / "run"
+    for code, text in finish(start(2, folder, stopped_in_validation=True)):
+        assert code == 0, text
+    assert result_steps(folder)[-1] == 5, "the first validation comes after step 5"
+    for code, text in finish(start(2, folder)):
+        assert code == 0, text
+    assert_same(folder, alone)
+
+
 def result_steps(folder: Path) -> list[int]:
     return [record["step"] for record in read_metrics(folder) if "loss" in record]
 
@@ -140,3 +156,11 @@ def test_half_of_the_variables_of_torchrun_is_refused(monkeypatch):
     world = joined(torch.device("cpu"))
     with pytest.raises(RunError, match="RANK is set, but WORLD_SIZE is not: start several processes"):
         world.__enter__()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RunError, match="process 2 of this machine has no GPU, there are 2: start as many"):
+        local_device(torch.device("cuda"))
+    assert local_device(torch.device("cpu")) == torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.errors import RunError
-from training.recipe import RecipeReader, nearest
+from training.recipe import RecipeReader, nearest, stages_of, with_variants
 from training.settings import OptimSettings, RunSettings
 
 
@@ -105,3 +105,62 @@ def test_the_nearest_name_is_one_that_was_probably_meant():
     assert nearest("train.keep", known) == "run.keep"
     assert nearest("optim.minlr", known) == "optim.min_lr"
     assert nearest("optm.minlr", known) == "optim.min_lr"
+
+
+def test_stages_are_the_whole_recipe_with_their_own_put_over():
+    values = {"a": {"x": 1, "y": 2}, "stages": [{"name": "one", "a": {"x": 3}}, {"name": "two-b", "c": 4}]}
+    assert stages_of(values, "f") == {
+        "one": {"a": {"x": 3, "y": 2}},
+        "two-b": {"a": {"x": 1, "y": 2}, "c": 4},
+    }
+    assert stages_of({"a": 1}, "f") == {}
+
+
+@pytest.mark.parametrize("stages", [3, {"one": {}}, ["one"], [{"name": "one"}, 3]])
+def test_stages_that_are_no_list_of_tables_are_refused(stages):
+    with pytest.raises(RunError, match="f: 'stages' must be a list of stages, each with a name"):
+        stages_of({"stages": stages}, "f")
+
+
+@pytest.mark.parametrize("name", [None, 3, "", "a b", "../up", "-a", "one"])
+def test_a_stage_needs_a_name_that_a_folder_can_have(name):
+    with pytest.raises(RunError, match="f: a stage is named .*; give each a name of letters, digits and -"):
+        stages_of({"stages": [{"name": "one"}, {"name": name}]}, "f")
+
+
+def test_variants_are_put_over_in_their_order():
+    values = {"a": {"x": 1, "y": 2}, "variants": {"p": {"a": {"x": 3}}, 224: {"a": {"x": 4}, "b": 5}}}
+    assert with_variants(values, [], "f") == {"a": {"x": 1, "y": 2}}
+    assert with_variants(values, ["p"], "f") == {"a": {"x": 3, "y": 2}}
+    assert with_variants(values, ["224", "p"], "f") == {"a": {"x": 3, "y": 2}, "b": 5}
+
+
+def test_a_variant_changes_single_stages_or_all_of_them():
+    values = {
+        "stages": [{"name": "one", "a": {"x": 1, "y": 2}}, {"name": "two", "b": 1}],
+        "variants": {"p": {"stages": {"one": {"a": {"x": 3}}}}, "q": {"stages": [{"name": "three"}]}},
+    }
+    assert with_variants(values, ["p"], "f")["stages"] == [
+        {"name": "one", "a": {"x": 3, "y": 2}},
+        {"name": "two", "b": 1},
+    ]
+    assert with_variants(values, ["p", "q"], "f")["stages"] == [{"name": "three"}]
+    assert values["stages"][0]["a"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "match"),
+    [
+        ({"variants": {"p": {}}}, ["q"], "f has no variant 'q': it has p"),
+        ({}, ["q"], "f has no variant 'q': it has none"),
+        ({"variants": ["p"]}, [], "f: 'variants' must be a table of variants"),
+        ({"variants": {"p": 3}}, [], "f: 'variants' must be a table of variants"),
+        ({"variants": {"p": {"stages": {"o": {}}}}}, ["p"], "'p' changes stage 'o', which there is not"),
+        ({"stages": 3, "variants": {"p": {"stages": {"o": {}}}}}, ["p"], "'stages' must be a list of stages"),
+        ({"stages": [{"name": "o"}], "variants": {"p": {"stages": {"o": 3}}}}, ["p"],
+         "variant 'p' gives stage 'o' 3, which is no table of settings"),
+    ],
+)  # fmt: skip
+def test_wrong_variants_are_refused(values, names, match):
+    with pytest.raises(RunError, match=match):
+        with_variants(values, names, "f")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +43,8 @@ def main(request: str) -> int:
             if world.rank:
                 with torch.no_grad():
                     task.trainables["layer.bias"].add_(1)
+            if settings.get("stopped_in_validation") and world.first:
+                task = replace(task, validate=interrupted)
             run = RunSettings(Path(settings["folder"]), save_every=3, validate_every=5)
             train(replace(task, world=world), toy_optim(epochs=settings.get("epochs", 6)), run)
     except RunError as error:
@@ -50,6 +54,12 @@ def main(request: str) -> int:
         print(f"these threads outlive the group: {left}", file=sys.stderr)
         return 3
     return 0
+
+
+def interrupted() -> dict[str, float]:
+    """A validation that a stop signal comes into."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return {"loss": 0.0}
 
 
 def gloo_threads() -> list[str]:

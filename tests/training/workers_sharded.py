@@ -1,4 +1,4 @@
-"""One process of runs on a real tiny base, whole and sharded: python -m tests.training.workers_sharded JSON."""
+"""One process of runs on a real tiny base, whole and sharded: python -m tests.training.workers_sharded."""
 
 from __future__ import annotations
 

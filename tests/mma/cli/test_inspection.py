@@ -63,7 +63,7 @@ def test_what_it_says_of_a_mixture(tiny_base, tmp_path):
         "decoder attn: 2 sites in blocks 0 to 1,",
         "tower attn, rule token: 4 sites in blocks 0 to 3,",
         "modality 2 tokens, 64 parameters",
-        "projector hidden width 8,",
+        "projector class_token,",
         f"decoder {tiny_base.decoder} in fp32 (digest {system.digests['base_digest'][:12]})",
         f"tower {tiny_base.tower} by a class token every 2 blocks (digest",
         "pictures 16 pixels,",
