@@ -2,7 +2,7 @@
 
     python train.py recipes/mini-world.yaml --run.folder runs/first
     python train.py --resume runs/first
-    python train.py recipes/llava-13b-lora.yaml --plan
+    python train.py recipes/llava-13b.yaml --variant qlora --plan
     torchrun --nproc-per-node 4 train.py recipes/mini-world.yaml
 
 The run folder gets the final adapter (adapter/), periodic checkpoints (checkpoints/), the exact state

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.measure import add_random, against, main, milliseconds, ratio, small_model, table, take_turns
 from data.packing import PackedBatch, collate
+from data.pictures import Prepared
 from data.sample import Tokens
 from mma import MMAConfig
 from mma.bank import AdapterBank
@@ -80,14 +80,15 @@ def _sample(index: int, model: MultimodalLM) -> Tokens:
     slots = tuple(range(3, 3 + model.tower.tokens)) if index % 2 else ()
     supervised = tuple(place >= LENGTH - ANSWER for place in range(LENGTH))
     kind = "image" if slots else "text"
-    picture = Path(f"{model.tower.visual.image_size[0]}-{index}") if slots else None
-    return Tokens(f"s{index}", tuple(ids), supervised, slots, kind, picture)
+    pictures = (Path(f"{model.tower.image_size[0]}-{index}"),) if slots else ()
+    return Tokens(f"s{index}", tuple(ids), supervised, slots, kind, pictures, (len(slots),) * len(pictures))
 
 
-def _picture(path: Path) -> Tensor:
+def _picture(path: Path) -> Prepared:
     """Random pixels; the picture's name is its size and its seed."""
     size, seed = (int(number) for number in path.name.split("-"))
-    return torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return Prepared(torch.randn(1, 3, size, size, generator=generator), (size, size))
 
 
 def _batch(samples: Sequence[Tokens], used: int | None) -> PackedBatch:

@@ -69,7 +69,7 @@ def _prompts(count: int, length: int, vocabulary: int) -> PackedBatch:
     samples = []
     for index in range(count):
         ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
-        samples.append(Tokens(f"p{index}", tuple(ids), (False,) * length, (), "text", None))
+        samples.append(Tokens(f"p{index}", tuple(ids), (False,) * length, (), "text"))
     return collate(samples, lambda path: Prepared(torch.empty(0), (0, 0)))
 
 

@@ -95,13 +95,6 @@ class Template:
         return self.tokenizer.eos_id if name == "</s>" else self.tokenizer.special(name)
 
 
-class LavinTemplate(Template):
-    """`[begin] Image: <slots> prompt response [end]`, and `Image: N/A` where there is no picture."""
-
-    def __init__(self, tokenizer: TextTokenizer, slots_of: SlotsOf) -> None:
-        super().__init__("lavin", tokenizer, slots_of)
-
-
 def make_template(name: str, tokenizer: TextTokenizer, slots_of: SlotsOf) -> Template:
     """The template of a name; a DataError for an unknown one."""
     if name not in FORMATS:

@@ -16,7 +16,7 @@ import torch
 from data.pictures import check_pictures, picture_loader, slot_counter
 from data.prompts import render, require_format
 from data.scienceqa import digest, load_split
-from data.template import make_template
+from data.template import TEMPLATES, make_template
 from eval.errors import EvalError
 from eval.results import Result, file_digest, versions
 from eval.runner import Asker, answer, choose, noise_instead
@@ -66,6 +66,11 @@ def evaluate(settings: Settings) -> Result:
     folder = adapter_folder(settings.adapter)
     description = describe(folder)
     prompt = prompt_of(settings, description)
+    name = description.get("template", "lavin")
+    if name not in TEMPLATES:
+        raise EvalError(
+            f"{folder}: was trained with template {name!r}, which this version does not have; update it"
+        )
     samples = [
         render(problem, prompt["format"], problem.picture(settings.data), prompt["captions"])
         for problem in problems
@@ -75,7 +80,7 @@ def evaluate(settings: Settings) -> Result:
     system = load(folder, base_of(settings, description), device)
     pictures = noise_instead(system, samples) if settings.blind else picture_loader(system.preprocess)
     slots_of = slot_counter(system.image_slots, system.model.slots)
-    template = make_template(str(description.get("template", "lavin")), system.tokenizer, slots_of)
+    template = make_template(name, system.tokenizer, slots_of)
     asker = Asker(system, template, pictures, settings.tokens_per_batch, settings.long)
     with system.model.adapters.disable_adapter() if settings.no_adapter else nullcontext():
         if settings.decode == "choice":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,10 +52,6 @@ class DataSettings:
         require_format(self.format)
         if self.template not in TEMPLATES:
             raise RunError(f"data.template is {self.template!r}: choose {', '.join(TEMPLATES)}")
-        if self.root is None and not self.mix:
-            raise RunError(
-                "there is nothing to train on: set data.root to a data set, or data.mix to sources"
-            )
         if not self.train and not self.mix:
             raise RunError("data.train is empty: name the split to train on")
         for name, least in (("max_tokens", 1), ("validation_limit", 1), ("pictures_in_memory", 0)):
@@ -134,6 +131,7 @@ METHODS: dict[str, type[Recipe]] = {
 }
 
 
+@cache
 def reader(method: str = "mma", description: str = "") -> RecipeReader[Recipe]:
     """Reads recipes of one method."""
     return RecipeReader(METHODS[method], description)
@@ -174,7 +172,12 @@ def _read(values: dict[str, Any], file: str, overrides: Sequence[str]) -> Recipe
             method = given[0] if given else name.partition("=")[2]
     if method not in METHODS:
         raise RunError(f"{file}: method is {method!r}; choose {', '.join(METHODS)}")
-    return reader(method).read_values(values, file, overrides)
+    recipe = reader(method).read_values(values, file, overrides)
+    if recipe.data.root is None and not recipe.data.mix:
+        raise RunError(
+            f"{file}: there is nothing to train on: set data.root to a data set, or data.mix to sources"
+        )
+    return recipe
 
 
 def _without_variants(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

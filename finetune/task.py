@@ -21,7 +21,7 @@ from eval.statistics import wilson
 from finetune.recipe import Recipe, reader
 from finetune.samples import Data, read_data, source_digests, template_of
 from mma.storage import begin_from
-from models.build import System, build_base
+from models.build import System, build_base, outline
 from training.batches import LazyBatches
 from training.errors import RunError
 from training.loop import Task
@@ -66,7 +66,7 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     elif world.first:
         content = {"versions": versions(), "digests": digests, "seed": recipe.optim.seed}
         write(recipe.run.folder / VERSIONS, json.dumps(content, indent=2) + "\n")
-    announce(recipe, system, data, task)
+    announce(recipe, data, task)
     if sharded:
         shard(system, world, device)
     return task
@@ -197,10 +197,12 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def announce(recipe: Recipe, system: System, data: Data, task: Task) -> None:
+def announce(recipe: Recipe, data: Data, task: Task) -> None:
     """Says what is trained, on what, and where it is written."""
     trained = sum(parameter.numel() for parameter in task.trainables.values())
-    total = sum(parameter.numel() for parameter in system.model.adapters.base.values()) + trained
+    # A quantised base counts as it is described, not by the bytes its weights are packed in.
+    parts = outline(recipe.base).adapters.base.values()
+    total = sum(parameter.numel() for parameter in parts) + trained
     steps = recipe.optim.steps(task.steps_per_epoch)
     processes = f", {task.world.size} processes" if task.world.size > 1 else ""
     say(

@@ -100,8 +100,10 @@ def write_hf(decoder: Decoder, folder: Path, dtype: torch.dtype, ids: tuple[Any,
     """Writes the decoder as a Hugging Face folder of its family (config.json, safetensors in shards of 5 GB).
 
     `ids` are those of the tokens that begin and end a text. Raises ModelError when no family has a place for
-    what the decoder computes.
+    what the decoder computes, or its weights are quantised.
     """
+    if quantised := [name for name, p in decoder.named_parameters() if not p.is_floating_point()]:
+        raise ModelError(f"export: {quantised[0]} is quantised; export from the unquantised base")
     tensors = {
         WRAPPED.sub("", name): tensor.to(dtype).contiguous()
         for name, tensor in decoder.state_dict().items()

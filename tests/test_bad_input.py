@@ -173,12 +173,12 @@ ADAPTERS: dict[str, tuple[Spoil, str]] = {
 }
 # Values in the description -> what is said to them.
 DESCRIPTIONS: list[tuple[dict[str, object], str]] = [
-    ({"format_version": "2.0"}, "has format version 2.0, this program reads 1.1; install a newer version"),
+    ({"format_version": "2.0"}, "has format version 2.0, this program reads 1.2; install a newer version"),
     ({"peft_type": "IA3"}, "has peft_type 'IA3', not one of MMA, BOTTLENECK, LORA"),
     ({"r": "4"}, "r is '4'; it must be a whole number"),
     ({"ranks": 3}, "unknown setting 'ranks'"),
     ({"tokenizer_digest": "0"}, "was made for another tokenizer"),
-    ({"template": "chat"}, "was trained with template chat, here it is lavin"),
+    ({"template": "chat"}, "was trained with template 'chat', which this version does not have"),
     ({"preprocess": {"size": 8}}, "was trained with preprocess {'size': 8}, here it is"),
     ({"modalities": ["text", "sound"]}, "modalities are text, sound; this model also has image"),
     ({"base": None}, "does not say which base it was made for"),
@@ -260,7 +260,7 @@ EVALUATIONS: list[tuple[list[str], str]] = [
     (["--format", "QCM"], "no prompt format 'QCM'; the nearest are"),
     (["--device", "cuda"], "--device cuda: PyTorch finds no CUDA device here; take --device cpu"),
     (["--base.precision", "fp8"], "precision is 'fp8'; choose fp32 or bf16"),
-    (["--base.tower_every", "3"], "after every 2 blocks of the tower, not 3; set base.tower_every to 2"),
+    (["--base.tower_every", "3"], "was trained with tower_every 2, not 3; set base.tower_every to 2"),
     (["--base.precision", "bf16"], "was made for another decoder"),
     (["--decode", "generate", "--max-new-tokens", "9999"], "leaves no room for its question in the 2048"),
     (["--max-new-tokens", "many"], "argument --max-new-tokens: invalid int value: 'many'"),

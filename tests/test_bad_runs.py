@@ -52,7 +52,7 @@ def refused(world: World, capsys: pytest.CaptureFixture[str]) -> Refused:
         (b"optim: {lrr: 3}", "unknown setting 'optim.lrr', did you mean 'optim.lr'?"),
         (b"optm: {lr: 3}", "unknown setting 'optm.lr', did you mean 'optim.lr'?"),
         (b"optim: 3", "'optim' is a section: give its settings, such as optim.lr"),
-        (b"run: {folder: x}", "the following arguments are required: data.root"),
+        (b"run: {folder: x}", "there is nothing to train on: set data.root to a data set, or data.mix"),
         (b"run: {folder: [", "is not YAML"),
         (b"run:\n\tfolder: x", "is not YAML"),
         (b"x: !!python/object/apply:os.getcwd []", "is not YAML"),
@@ -81,7 +81,10 @@ def test_recipes(world: World, refused: Refused, content: bytes, message: str) -
         (["--run.device", "cuda"], "run.device is cuda, but PyTorch finds no GPU here: take auto or cpu"),
         (["--base.precision", "fp8"], "precision is 'fp8'; choose fp32 or bf16"),
         (["--base.tower_every", "9"], "set base.tower_every to 1 to 4"),
-        (["--base.tower", "ViT-X"], "'ViT-X' is neither a folder with open_clip_config.json nor a model"),
+        (
+            ["--base.tower", "ViT-X"],
+            "'ViT-X' is neither a folder with open_clip_config.json or config.json nor a model",
+        ),
         (["--base.decoder", "nowhere"], "there is no folder nowhere; set base.decoder to the decoder's"),
         (["--adapter.modalities", "[text]"], "this model also has image in its samples, name it too"),
         (["--adapter.r", "3"], "r 3 is not a multiple of groups 2"),
@@ -208,7 +211,7 @@ BASES: dict[str, tuple[Spoil, str]] = {
     "odd multiple": (meta(lambda params, shards: params.update(multiple_of=0)), "multiple_of 0, which is no"),
     "no tokenizer": (
         lambda w: (w.decoder / "tokenizer.model").unlink(),
-        "name a SentencePiece tokenizer.model",
+        "has none of tokenizer.model, tokenizer.json; fetch one of them",
     ),
     "truncated tokenizer": (lambda w: cut(w.decoder / "tokenizer.model"), "is not a SentencePiece model"),
     "wrong tokenizer": (

@@ -14,6 +14,7 @@ from benchmarks.measure import main, ratio, take_turns
 WANTED = {
     "bank": ("milliseconds", "over_shared", "over_8_resident", "over_runs"),
     "merged": ("prompt", "tokens", "rows"),
+    "quantised": ("shape", "kinds"),
     "swap": ("parameters", "fp32", "fp16"),
 }
 

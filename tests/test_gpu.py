@@ -12,7 +12,7 @@ from benchmarks.quantised import measure
 from data.packing import collate
 from data.pictures import Prepared, slot_counter
 from data.sample import Sample
-from data.template import LavinTemplate
+from data.template import make_template
 from mma import MMAConfig
 from models.build import BaseSettings, System, build_new, current_digests
 from models.generate import Sampling, generate
@@ -33,7 +33,7 @@ def system_on(base: BaseSettings, device: str, precision: str = "fp32") -> Syste
 
 
 def batch_for(system: System, response: str | None = None):
-    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
+    template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
     samples = [
         Sample(f"s{i}", f"Question: {i}?\nResponse:", "The answer is A.", images)
         for i, images in enumerate(((Path("a.png"),), (), (Path("b.png"),)))

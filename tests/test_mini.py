@@ -15,7 +15,7 @@ from data.mini.problems import hint_problem, word_problem
 from data.pictures import slot_counter
 from data.prompts import render
 from data.scienceqa import problem_of
-from data.template import LavinTemplate
+from data.template import make_template
 from eval.runner import Asker, choose
 from models.build import BaseSettings, build_base
 
@@ -38,7 +38,7 @@ def test_the_base_answers_held_out_questions_in_words(base, kind):
             made = word_problem(rng.choice(TABLES), rng, "evaluation")
         problem = problem_of(str(index), {**made.row, "split": "test"}, None)
         samples.append(render(problem, "QCM-A", None))
-    template = LavinTemplate(base.tokenizer, slot_counter(base.image_slots))
+    template = make_template("lavin", base.tokenizer, slot_counter(base.image_slots))
     asker = Asker(base, template, lambda _: pytest.fail("there is no picture"), progress=False)
     found = choose(asker, samples).predictions.values()
     assert sum(one.option == one.gold for one in found) / len(samples) >= 0.9

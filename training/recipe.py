@@ -134,6 +134,8 @@ def load(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"there is no recipe {file}; recipes/ holds some to begin with") from error
+    except RecursionError as error:
+        raise RunError(f"the recipe {file} is nested too deep, or holds itself") from error
     except OSError as error:
         raise RunError(f"the recipe {file} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -24,7 +24,7 @@ from data.mini.generate import generate
 from data.pictures import picture_loader, slot_counter
 from data.prompts import render
 from data.scienceqa import Problem, load_problems, load_split
-from data.template import LavinTemplate
+from data.template import make_template
 from eval.report import Report, write_report
 from eval.results import Result, write_result
 from eval.runner import Asker, choose
@@ -65,7 +65,7 @@ def show_swap(system: System, problems: list[Problem], root: Path) -> bool:
     """Answers with the adapter off, on and off again; true when the base came back exactly."""
     seen = [problem for problem in problems if problem.image is not None][:SWAPPED]
     samples = [render(problem, FORMAT, problem.picture(root)) for problem in seen]
-    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
+    template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
     asker = Asker(system, template, picture_loader(system.preprocess), progress=False)
     tuned = choose(asker, samples).predictions
     with system.model.adapters.disable_adapter():

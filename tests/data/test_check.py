@@ -9,7 +9,7 @@ import pytest
 from data.check import CheckResult, LengthRule, check
 from data.errors import DataError
 from data.pictures import slot_counter
-from data.template import LavinTemplate
+from data.template import make_template
 from models.tokenizer import Tokenizer
 
 Edit = Callable[[str, Callable[[Any], None]], None]
@@ -62,7 +62,7 @@ def test_unreadable_files_are_faults(root: Path) -> None:
 
 
 def test_lengths_are_measured_and_held_against_the_limit(root: Path, tokenizer: Tokenizer) -> None:
-    template = LavinTemplate(tokenizer, slot_counter(6))
+    template = make_template("lavin", tokenizer, slot_counter(6))
     assert len(check(root, LengthRule(template, "QCM-ALE")).splits["trainval"].lengths) == 4
     found = lines(check(root, LengthRule(template, "QCM-ALE", max_tokens=10)))
     assert found[0] == "split train: 3 of 3 problems exceed 10 tokens in QCM-ALE (2, 1, 3)"

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from data.pictures import slot_counter
 from data.sample import Sample, Tokens
-from data.template import LavinTemplate
+from data.template import Template, make_template
 from models.tokenizer import Tokenizer
 
 PROMPT = "Question: Why?\nResponse:"
 
 
 @pytest.fixture
-def template(tokenizer: Tokenizer) -> LavinTemplate:
-    return LavinTemplate(tokenizer, slot_counter(6))
+def template(tokenizer: Tokenizer) -> Template:
+    return make_template("lavin", tokenizer, slot_counter(6))
 
 
 def sample(image: Path | None = None, response: str = "The answer is B.") -> Sample:
@@ -25,7 +25,7 @@ def sample(image: Path | None = None, response: str = "The answer is B.") -> Sam
     return Sample("7", PROMPT, response, images, ("The answer is A.", "The answer is B."), 1)
 
 
-def test_text_sample_is_prefix_prompt_response(template: LavinTemplate, tokenizer: Tokenizer) -> None:
+def test_text_sample_is_prefix_prompt_response(template: Template, tokenizer: Tokenizer) -> None:
     tokens = template.tokens(sample())
     head = [tokenizer.bos_id, *tokenizer.encode("Image: N/A")]
     response = tokenizer.encode("The answer is B.", continues=True)
@@ -34,9 +34,7 @@ def test_text_sample_is_prefix_prompt_response(template: LavinTemplate, tokenize
     assert (tokens.modality, tokens.head) == ("text", len(head))
 
 
-def test_image_sample_has_empty_slots_behind_the_prefix(
-    template: LavinTemplate, tokenizer: Tokenizer
-) -> None:
+def test_image_sample_has_empty_slots_behind_the_prefix(template: Template, tokenizer: Tokenizer) -> None:
     tokens = template.tokens(sample(Path("a.png")))
     prefix = [tokenizer.bos_id, *tokenizer.encode("Image: ")]
     assert tokens.slots == tuple(range(len(prefix), len(prefix) + 6))
@@ -46,7 +44,7 @@ def test_image_sample_has_empty_slots_behind_the_prefix(
 
 @pytest.mark.parametrize("image", [None, Path("a.png")])
 def test_supervised_is_exactly_response_and_end(
-    template: LavinTemplate, tokenizer: Tokenizer, image: Path | None
+    template: Template, tokenizer: Tokenizer, image: Path | None
 ) -> None:
     tokens = template.tokens(sample(image))
     targets = [token for token, is_target in zip(tokens.ids, tokens.supervised, strict=True) if is_target]
@@ -60,24 +58,24 @@ def test_head_prompt_and_response_never_mix(
     tokenizer: Tokenizer, prompt: str, response: str, has_picture: bool
 ) -> None:
     images = (Path("a.png"),) if has_picture else ()
-    tokens = LavinTemplate(tokenizer, slot_counter(6)).tokens(Sample("7", prompt, response, images))
+    tokens = make_template("lavin", tokenizer, slot_counter(6)).tokens(Sample("7", prompt, response, images))
     target = [*tokenizer.encode(response, continues=True), tokenizer.eos_id]
     assert list(tokens.ids[tokens.head :]) == [*tokenizer.encode(prompt), *target]
     assert tokens.supervised == (False,) * (len(tokens) - len(target)) + (True,) * len(target)
 
 
-def test_empty_response_leaves_out_response_and_end(template: LavinTemplate) -> None:
+def test_empty_response_leaves_out_response_and_end(template: Template) -> None:
     full, prompt = template.tokens(sample()), template.tokens(sample(), response="")
     assert prompt.ids == full.ids[: len(prompt)]
     assert not any(prompt.supervised)
 
 
-def test_another_response_replaces_the_own(template: LavinTemplate) -> None:
+def test_another_response_replaces_the_own(template: Template) -> None:
     other = template.tokens(sample(), response="The answer is A.")
     assert other == template.tokens(sample(response="The answer is A."))
 
 
-def test_the_response_begins_without_a_space(template: LavinTemplate, tokenizer: Tokenizer) -> None:
+def test_the_response_begins_without_a_space(template: Template, tokenizer: Tokenizer) -> None:
     tokens = template.tokens(sample())
     assert tokenizer.decode(tokens.ids[tokens.head :]).endswith("Response:The answer is B.")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from data.pictures import slot_counter
-from data.template import LavinTemplate
+from data.template import make_template
 from eval.runner import Asker
 from mma import MMAConfig
 from models.build import BaseSettings, System, layout_of
@@ -49,5 +49,5 @@ def tiny_system(max_positions: int = 400) -> System:
 
 def asker(system: System, load_picture: Any, **settings: Any) -> Asker:
     """Puts questions to it without showing progress."""
-    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
+    template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
     return Asker(system, template, load_picture, progress=False, **settings)

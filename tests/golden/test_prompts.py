@@ -15,7 +15,7 @@ from data.pictures import slot_counter
 from data.prompts import FORMATS, render
 from data.sample import Sample
 from data.scienceqa import Problem, load_split
-from data.template import LavinTemplate
+from data.template import make_template
 from models.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -75,7 +75,7 @@ def test_both_slips_occur_in_the_golden_file() -> None:
 
 @pytest.mark.skipif(not LLAMA.is_file(), reason=f"no LLaMA tokenizer at {LLAMA} (MMA_GOLDEN)")
 def test_llama_ids_are_those_of_the_published_layout() -> None:
-    template = LavinTemplate(load_tokenizer(LLAMA), slot_counter(6))
+    template = make_template("lavin", load_tokenizer(LLAMA), slot_counter(6))
     sample = Sample("1", "Question: Why?\nResponse:", "The answer is A.")
     text, image = template.tokens(sample), template.tokens(replace(sample, images=(Path("a.png"),)))
     assert text.ids[: text.head] == (1, 7084, 29901, 405, 29914, 29909)

@@ -11,7 +11,7 @@ import torch
 from data.packing import collate
 from data.pictures import slot_counter
 from data.sample import Sample, Tokens
-from data.template import LavinTemplate
+from data.template import make_template
 from mma import AdapterError
 from mma.bank import AdapterBank
 from models.build import System
@@ -81,7 +81,7 @@ def test_without_an_active_adapter_the_bank_answers(system):
 
 
 def prompts(system: System, count: int) -> list[Tokens]:
-    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
+    template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
     made = [
         Sample(f"p{i}", f"Question: {'how ' * i}warm is {i}?\nResponse:", "", (Path(f"{i}.png"),))
         for i in range(count)

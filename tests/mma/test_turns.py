@@ -15,7 +15,7 @@ import torch
 from data.packing import PackedBatch, collate
 from data.pictures import slot_counter
 from data.sample import Sample
-from data.template import LavinTemplate
+from data.template import make_template
 from mma import AdapterError
 from mma.turns import Turns
 from models.build import System
@@ -240,7 +240,7 @@ def test_a_copy_has_its_own_turns(copied):
 
 
 def prompt(system: System, *texts: str) -> PackedBatch:
-    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
+    template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
     asked = [Sample(text, text, "", (Path("p.png"),) * (len(text) % 2)) for text in texts]
     return collate([template.tokens(one, response="") for one in asked], picture)
 

@@ -10,7 +10,7 @@ import torch
 from data.packing import PackedBatch, collate
 from data.pictures import Prepared, slot_counter
 from data.sample import Sample
-from data.template import LavinTemplate
+from data.template import make_template
 from models.build import System
 from models.errors import ModelError
 from models.generate import Chooser, Sampling, generate, stream
@@ -23,7 +23,7 @@ def picture(_: Path) -> Prepared:
 
 
 def prompts(system: System, *texts: str, seen: bool = True) -> PackedBatch:
-    template = LavinTemplate(system.tokenizer, slot_counter(system.image_slots))
+    template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
     samples = [
         Sample(id=text, prompt=text, response="", images=(Path("p.png"),) if seen and i % 2 == 0 else (),
                options=(), gold=None)
