@@ -30,7 +30,7 @@ from eval.errors import EvalError
 from finetune.foresee import foresee
 from finetune.plan import plan
 from finetune.recipe import METHODS, Recipe, read_recipe, read_stages, reader
-from finetune.task import RECIPE, build, check_new, discard, say, write, write_recipe
+from finetune.task import RECIPE, build, check_new, discard, say, whole_or_split, write, write_recipe
 from mma.errors import AdapterError
 from models.errors import ModelError
 from training.errors import RunError
@@ -138,16 +138,19 @@ def first_process() -> bool:
 
 def fine_tune(recipe: Recipe, fresh: bool, device: torch.device, world: World) -> Outcome:
     """Trains what the recipe names; a run that cannot begin leaves no folder behind."""
+    begun = False
     try:
         if fresh and world.first:
             # Before anything that takes time: from here on a killed run can be resumed.
             write_recipe(recipe)
-        task = build(recipe, device, world)
+        with whole_or_split(recipe, world) as place:
+            task = build(recipe, device, place)
+            begun = True
+            return train(task, recipe.optim, recipe.run)
     except USER_ERRORS:
-        if fresh and world.first:
+        if fresh and world.first and not begun:
             discard(recipe.run.folder)
         raise
-    return train(task, recipe.optim, recipe.run)
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from finetune.recipe import Recipe, reader
 from finetune.samples import Data, read_data, source_digests, template_of
 from mma.storage import begin_from
 from models.build import System, build_base, outline
+from models.tensor_parallel import split_decoder, tensor_parallel
 from training.batches import LazyBatches
 from training.errors import RunError
 from training.loop import Task
@@ -36,8 +37,11 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     """Reads base and data, adds a fresh adapter, and checks or records what the run is made of."""
     data_digests = source_digests(recipe)
     sharded = recipe.run.shard and world.size > 1
-    system = build_base(recipe.base, torch.device("cpu") if sharded else device)
+    # Whole at first, and its digest with it; only a share of it goes to the device.
+    system = build_base(recipe.base, torch.device("cpu") if sharded or world.split else device)
     adapters = system.model.adapters
+    if world.split:
+        split(recipe, system, device)
     adapters.identity = {**adapters.identity, "template": recipe.data.template}
     torch.manual_seed(recipe.optim.seed)
     adapters.add_adapter("default", recipe.settings)
@@ -70,6 +74,32 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     if sharded:
         shard(system, world, device)
     return task
+
+
+@contextmanager
+def whole_or_split(recipe: Recipe, world: World) -> Iterator[World]:
+    """The world of a run: inside the block all its processes may hold one decoder together."""
+    if not recipe.run.split or world.size == 1:
+        yield world
+        return
+    with tensor_parallel(world.size):
+        yield replace(world, split=True)
+
+
+def split(recipe: Recipe, system: System, device: torch.device) -> None:
+    """Leaves this process its share of every layer of the decoder; there are no adapters yet."""
+    method: str = recipe.method  # type: ignore[attr-defined]
+    if method == "lora" or any(word.startswith("decoder") for word in recipe.settings.tuned):
+        raise RunError(
+            "run.split: LoRA and tuned parts of the decoder need whole layers: take run.shard, or mma"
+        )
+    model, base = system.model, system.model.adapters.base
+    split_decoder(model.decoder)
+    model.to(device)
+    base.clear()
+    base.update(model.named_parameters())
+    for parameter in base.values():
+        parameter.requires_grad_(False)
 
 
 def shard(system: System, world: World, device: torch.device) -> None:

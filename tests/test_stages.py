@@ -14,8 +14,11 @@ import yaml
 from safetensors.torch import load_file
 
 import train
-from models.build import load
+from finetune.recipe import read_stages
+from finetune.task import split
+from models.build import build_base, load
 from tests.small import World
+from training.errors import RunError
 
 ROOT = Path(__file__).parents[1]
 
@@ -233,14 +236,14 @@ def test_pictures_of_any_resolution_train(world, recipe, pictures, projector):
     assert ("newline.weight" in system.model.adapters.trainable_parameters()) == (pictures == "anyres")
 
 
-@pytest.mark.parametrize("shard", ["false", "true"])
-def test_two_processes_train_the_same(world, recipe, shard):
+@pytest.mark.parametrize("setting", ["--run.save_every=9", "--run.shard=true", "--run.split=true"])
+def test_two_processes_train_the_same(world, recipe, setting):
     change(recipe, method="mma", adapter={"r": 2, "dropout": 0.1})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     folders = [world.root / "one", world.root / "two"]
     for how, folder in zip(([sys.executable], command), folders, strict=True):
-        arguments = [*how, "train.py", str(recipe), "--run.folder", str(folder), "--run.shard", shard]
+        arguments = [*how, "train.py", str(recipe), "--run.folder", str(folder), setting]
         done = subprocess.run(
             arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
@@ -248,3 +251,19 @@ def test_two_processes_train_the_same(world, recipe, shard):
     one, two = (load_file(folder / "tune/adapter/adapter_model.safetensors") for folder in folders)
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_what_cannot_be_split_is_refused(recipe, capsys):
+    change(recipe, run={"shard": True, "split": True})
+    assert train.main([str(recipe)]) == 2
+    assert "run.shard and run.split are both set: turn off one of the two" in capsys.readouterr().err
+    change(recipe, run={"split": True})
+    lora = read_stages(recipe)["tune"]
+    system = build_base(lora.base)
+    with pytest.raises(
+        RunError, match="tuned parts of the decoder need whole layers; take run.shard"
+    ):
+        split(lora, system, torch.device("cpu"))
+    change(recipe, run={"split": True}, method="parts", adapter={"tuned": ["decoder.norm"]})
+    with pytest.raises(RunError, match="need whole layers"):
+        split(read_stages(recipe)["tune"], system, torch.device("cpu"))

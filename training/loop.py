@@ -83,7 +83,7 @@ class Trainer:
         self.states, self.checkpoints = run.folder / "state", run.folder / "checkpoints"
         self.world = task.world
         # A sharded base computes only where all processes do: they validate and save together.
-        self.together = run.shard and task.world.size > 1
+        self.together = (run.shard or run.split) and task.world.size > 1
         self.moving = moving(task.trainables, optim, task.part_of)
         self.optimizer = make_optimizer(self.moving, optim, task.part_of)
         self.world.agree_on(task.trainables)

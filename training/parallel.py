@@ -41,6 +41,7 @@ class World:
     rank: int = 0
     size: int = 1
     data: dist.ProcessGroup | None = None  # where gradients travel; none: the default group
+    split: bool = False  # all of them compute one model together, layer by layer
 
     @property
     def first(self) -> bool:
@@ -51,8 +52,10 @@ class World:
         """Indices of this process's micro-batches among `total`, and whether each counts.
 
         All processes make the same number of passes, or a sharded base would wait for ever: who has fewer
-        repeats one that does not count.
+        repeats one that does not count. Where they compute one model together, each makes all of them.
         """
+        if self.split:
+            return [(index, True) for index in range(total)]
         own = [(index, True) for index in range(self.rank, total, self.size)]
         rounds = -(-total // self.size)
         return own + [(self.rank % total, False)] * (rounds - len(own))
@@ -80,13 +83,16 @@ class World:
         self.gather(None)
 
     def add_up(self, tensors: list[Tensor]) -> None:
-        """Sums tensors over all processes, in place, as one flat fp32 tensor."""
+        """Sums tensors over all processes, in place, as one flat fp32 tensor.
+
+        Where they compute one model together each has the sum already, and they agree on its last bits.
+        """
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
         with talking():
             dist.all_reduce(flat, group=self.data)
-        _spread(flat, tensors)
+        _spread(flat / self.size if self.split else flat, tensors)
 
     def agree_on(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts the tensors of the first process into those of all, so that they start in the same bits."""

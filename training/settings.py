@@ -119,10 +119,15 @@ class RunSettings:
     shard: bool = False
     """shard the frozen decoder over the processes (FSDP2), for one that does not fit on a GPU; every process
     then takes part in validations"""
+    split: bool = False
+    """split every layer of the decoder over the processes (tensor parallel, fairscale's layers), which then
+    compute each batch together"""
 
     def __post_init__(self) -> None:
         for name in ("save_every", "validate_every"):
             _check("run", name, getattr(self, name), "0 or more", lambda value: value >= 0)
+        if self.shard and self.split:
+            raise RunError("run.shard and run.split are both set: turn off one of the two")
         for name in ("keep", "patience"):
             _check("run", name, getattr(self, name), "at least 1", lambda value: value >= 1)
 

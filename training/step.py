@@ -72,7 +72,9 @@ def accumulate(
         for p, value in zip(own, values, strict=True)
         if p.counts
     ]
-    told = sorted(chain.from_iterable(world.gather(told)), key=lambda batch: batch.index)
+    # By their place: processes that compute one model together all tell of the same batches.
+    gathered = {batch.index: batch for batch in chain.from_iterable(world.gather(told))}
+    told = [gathered[index] for index in sorted(gathered)]
     count = sum(batch.targets for batch in told)
     if not count:
         raise RunError(f"step {step} has no supervised token; samples: {_ids(told)}")
