@@ -260,7 +260,7 @@ def test_what_cannot_be_split_is_refused(recipe, capsys):
     change(recipe, run={"split": True})
     lora = read_stages(recipe)["tune"]
     system = build_base(lora.base)
-    with pytest.raises(RunError, match="tuned parts of the decoder need whole layers; take run.shard"):
+    with pytest.raises(RunError, match="tuned parts of the decoder need whole layers: take run.shard"):
         split(lora, system, torch.device("cpu"))
     change(recipe, run={"split": True}, method="parts", adapter={"tuned": ["decoder.norm"]})
     with pytest.raises(RunError, match="need whole layers"):
