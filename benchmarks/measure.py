@@ -23,9 +23,12 @@ import torch
 
 from mma import Adapters, MMAConfig
 from models.build import BaseSettings, layout_of
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.multimodal import MultimodalLM
-from models.tower import Features, Tower, TowerSpec, read_spec
+from models.tower import Features, Tower
+from models.tower_files import read_spec
+from models.tower_spec import TowerSpec
 
 CPU_SMALL = DecoderConfig(512, 8, 8, 8, 1376, vocab_size=32_000)
 TINY_TOWER = {

@@ -29,12 +29,14 @@ from data.pictures import Prepared
 from data.sample import Tokens
 from mma import MMAConfig
 from models.build import BaseSettings, layout_of
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.multimodal import MultimodalLM
 from models.named import named
 from models.quantise import KINDS, quantiser
 from models.rope import Rotary
-from models.tower import Features, Tower, TowerSpec
+from models.tower import Features, Tower
+from models.tower_spec import TowerSpec
 from models.weights import load_decoder
 
 STEPS = 20

@@ -25,7 +25,8 @@ from torch import nn
 from benchmarks.measure import add_random, against, main, milliseconds, ratio, table, take_turns
 from mma import Adapters, MMAConfig, Routes, Site
 from mma.storage import read
-from models.decoder import NAMED, RMSNorm
+from models.decoder import RMSNorm
+from models.named import NAMED
 from models.projector import ClassTokenProjector
 
 ROUNDS = 31

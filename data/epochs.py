@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.order import keyed_order
 from data.packing import pack
-from data.sample import Tokens
+from data.sample import Indexed, Tokens
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EpochOrder:
         return tuple(order[within * effective_batch : (within + 1) * effective_batch].tolist())
 
 
-def micro_batches(tokens: Sequence[Tokens | None], indices: Sequence[int], budget: int) -> list[list[Tokens]]:
+def micro_batches(tokens: Indexed[Tokens | None], indices: Sequence[int], budget: int) -> list[list[Tokens]]:
     """The samples of one step in groups of at most `budget` tokens; None is a sample that was left out."""
     chosen = [sample for index in indices if (sample := tokens[index]) is not None]
     groups = pack([len(sample) for sample in chosen], budget, [sample.sample_id for sample in chosen])

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import overload
 
 from data.lengths import Long, fit
-from data.sample import Sample, Tokens
+from data.sample import Indexed, Sample, Tokens
 from data.template import Template
 
 AT_ONCE = 50_000
 """From so many samples on, tokens are made on access."""
 
 
-class TokenSource(Sequence["Tokens | None"]):
+class TokenSource:
     """Tokens made on access, at most `limit` each; the last ones asked for are kept.
 
     A sample that `long="drop"` leaves out is None; one that `long="error"` refuses is a DataError, which
     comes in the middle of a run: `python -m data check` with a limit finds it before.
     """
 
-    def __init__(self, samples: Sequence[Sample], template: Template, limit: int, long: Long) -> None:
+    def __init__(self, samples: Indexed[Sample], template: Template, limit: int, long: Long) -> None:
         self._samples = samples
 
         @lru_cache(maxsize=4096)
@@ -34,23 +32,15 @@ class TokenSource(Sequence["Tokens | None"]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    @overload
-    def __getitem__(self, index: int) -> Tokens | None: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tokens | None]: ...
-
-    def __getitem__(self, index: int | slice) -> Tokens | list[Tokens | None] | None:
-        if isinstance(index, slice):
-            return [self._made(place) for place in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Tokens | None:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} samples")
         return self._made(index % len(self))
 
 
 def tokenise(
-    samples: Sequence[Sample], template: Template, limit: int, long: Long
-) -> tuple[Sequence[Tokens | None], str]:
+    samples: Indexed[Sample], template: Template, limit: int, long: Long
+) -> tuple[Indexed[Tokens | None], str]:
     """Tokens of samples, and one line on what was too long (empty where nothing was, or is not known yet)."""
     if len(samples) >= AT_ONCE:
         return TokenSource(samples, template, limit, long), ""

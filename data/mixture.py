@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from data.sample import Sample
 from data.source import Source, SourceSettings, open_source
 
 
-class Mixture(Sequence[Sample]):
+class Mixture:
     """The samples of an epoch, source after source, each read when it is asked for."""
 
     def __init__(self, sources: Sequence[Source], seed: int) -> None:
@@ -41,15 +40,7 @@ class Mixture(Sequence[Sample]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Sample:
         source, row = self.origin(index)
         return self.sources[source][row]
 

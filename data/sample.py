@@ -8,13 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 IMAGE = "<image>"
 """Marks in a question where a picture stands; pictures without a mark stand where the template says."""
 
 SlotsOf = Callable[[Path], int]
 """How many positions the picture of a file takes in the sequence."""
+
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class Indexed(Protocol[Item_co]):
+    """Items that may be made when they are asked for; a tuple or list is one too."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item_co: ...
 
 
 class TextTokenizer(Protocol):

@@ -5,11 +5,10 @@ A file is read row by row on access (`rows.py`), so it may be larger than memory
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -135,7 +134,7 @@ class RowSource:
         return state.hexdigest()
 
 
-class ProblemSource(Sequence[Sample]):
+class ProblemSource:
     """The samples of one split of a ScienceQA folder, as they are asked in training."""
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -147,15 +146,7 @@ class ProblemSource(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._problems)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Sample:
         problem, settings = self._problems[index], self.settings
         return render(problem, settings.format, problem.picture(settings.path), settings.captions)
 

@@ -22,26 +22,11 @@ from eval.compare import compare
 from eval.errors import EvalError
 from eval.results import Prediction, check_writable, read_predictions, write_result
 from eval.scienceqa import score
+from mma.cli.base_options import NUMBERS, OPTIONS
 from mma.errors import AdapterError
 from models.errors import ModelError
 
-# Settings of models.build.BaseSettings and their meaning; listed here because importing it takes seconds.
-BASE = {
-    "decoder": "folder of the decoder",
-    "tokenizer": "file of the tokenizer",
-    "tower": "open_clip name, JSON file or folder of the tower",
-    "tower_weights": "file of the tower's weights",
-    "tower_every": "tower blocks between two class tokens",
-    "precision": "fp32 or bf16",
-    "architecture": "name of the decoder's architecture",
-    "delta": "folder of a delta to add to the decoder",
-    "quantise": "none, int8 or nf4",
-    "tower_features": "class or patches",
-    "tower_layer": "layer that patches are read of",
-    "tower_gelu": "form of the tower's GELU: exact or tanh",
-    "pictures": "own, square, pad, squash or anyres",
-    "grids": "grids of anyres",
-}
+BASE = {"decoder": "folder of the decoder", **OPTIONS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,7 +165,7 @@ def _add_scienceqa(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     base = parser.add_argument_group("base", "where the base lies, if not where the adapter folder says")
     for name, meaning in BASE.items():
-        kind = int if name in ("tower_every", "tower_layer") else str
+        kind = int if name in NUMBERS else str
         base.add_argument(f"--base.{name}", type=kind, metavar="VALUE", help=meaning)
 
 

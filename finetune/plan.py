@@ -86,7 +86,7 @@ def plan(recipe: Recipe, name: str = "") -> Plan:
         count = trained[part]
         moved = 0 if part in still else count
         lines.append(Line(part, own or count, moved, held + TRAINED * moved + 4 * (count - moved)))
-    method = f"method {recipe.method}"  # type: ignore[attr-defined]
+    method = f"method {recipe.method}"
     if recipe.base.quantise != "none":
         method += f" on a base in {recipe.base.quantise}"
     return Plan(f"{name or recipe.run.folder.name}: {method}", tuple(lines), _pictures(model, recipe))

@@ -73,6 +73,8 @@ class Recipe:
     data: DataSettings
     base: BaseSettings = field(default_factory=BaseSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    method: Literal["mma", "lora", "bottleneck", "parts"] = "mma"
+    """what is trained: mma, lora, bottleneck or parts (the projector, and parts of the base in full)"""
     start: Path | None = None
     """adapter folder to begin with; all of its tensors must have their place in the new one"""
 
@@ -91,8 +93,6 @@ class Recipe:
 class MMARecipe(Recipe):
     """Tunes mixture-of-modality adapters"""
 
-    method: Literal["mma"] = "mma"
-    """what is trained: mma, lora, bottleneck or parts (the projector, and parts of the base in full)"""
     adapter: MMAConfig = field(default_factory=MMAConfig)
 
 
@@ -100,8 +100,6 @@ class MMARecipe(Recipe):
 class LoraRecipe(Recipe):
     """Tunes LoRA"""
 
-    method: Literal["lora"] = "lora"
-    """what is trained: mma, lora, bottleneck or parts (the projector, and parts of the base in full)"""
     adapter: LoraConfig = field(default_factory=LoraConfig)
 
 
@@ -109,8 +107,6 @@ class LoraRecipe(Recipe):
 class BottleneckRecipe(Recipe):
     """Tunes bottleneck adapters"""
 
-    method: Literal["bottleneck"] = "bottleneck"
-    """what is trained: mma, lora, bottleneck or parts (the projector, and parts of the base in full)"""
     adapter: BottleneckConfig = field(default_factory=BottleneckConfig)
 
 
@@ -118,8 +114,6 @@ class BottleneckRecipe(Recipe):
 class PartsRecipe(Recipe):
     """Tunes the projector, and parts of the base in full"""
 
-    method: Literal["parts"] = "parts"
-    """what is trained: mma, lora, bottleneck or parts (the projector, and parts of the base in full)"""
     adapter: PartsConfig = field(default_factory=PartsConfig)
 
 

@@ -19,23 +19,23 @@ from eval.results import versions
 from eval.runner import Asker, accuracy
 from eval.statistics import wilson
 from finetune.recipe import Recipe, reader
-from finetune.samples import Data, read_data, source_digests, template_of
+from finetune.samples import Data, open_sources, read_data
 from mma.storage import begin_from
 from models.build import System, build_base, outline
 from models.tensor_parallel import split_decoder, tensor_parallel
 from training.batches import LazyBatches
 from training.errors import RunError
-from training.loop import Task
 from training.parallel import World
 from training.run_state import PARTIAL, replace_file
 from training.sharding import shard_base
+from training.task import Task
 
 RECIPE, VERSIONS = "recipe.yaml", "versions.json"
 
 
 def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     """Reads base and data, adds a fresh adapter, and checks or records what the run is made of."""
-    data_digests = source_digests(recipe)
+    sources = open_sources(recipe)
     sharded = recipe.run.shard and world.size > 1
     # Whole at first, and its digest with it; only a share of it goes to the device.
     system = build_base(recipe.base, torch.device("cpu") if sharded or world.split else device)
@@ -48,13 +48,13 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     if recipe.start is not None:
         taken = begin_from(adapters, recipe.start)
         say(world, f"begun with {len(taken)} tensors of {recipe.start}")
-    data = read_data(recipe, system, partial(say, world))
+    data = read_data(recipe, sources, system, partial(say, world))
     provenance = {
-        "method": recipe.method,  # type: ignore[attr-defined]
+        "method": recipe.method,
         "template": recipe.data.template,
         "format": recipe.data.format,
         "captions": recipe.data.captions,
-        "data_digest": next(iter(data_digests.values())),
+        "data_digest": next(iter(sources.digests.values())),
         **({"data_licence": recipe.data.licence} if recipe.data.licence else {}),
         "recipe": json.loads(json.dumps(asdict(recipe), default=str)),
     }
@@ -64,7 +64,7 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     begun = (recipe.run.folder / VERSIONS).exists()
     if not begun and world.first:
         check_pictures(image for tokens in data.held for image in tokens.images)
-    digests = {**system.digests, **{f"data {split}": found for split, found in data_digests.items()}}
+    digests = {**system.digests, **{f"data {split}": found for split, found in sources.digests.items()}}
     if begun:
         check_digests(recipe.run.folder, digests)
     elif world.first:
@@ -88,8 +88,7 @@ def whole_or_split(recipe: Recipe, world: World) -> Iterator[World]:
 
 def split(recipe: Recipe, system: System, device: torch.device) -> None:
     """Leaves this process its share of every layer of the decoder; there are no adapters yet."""
-    method: str = recipe.method  # type: ignore[attr-defined]
-    if method == "lora" or any(word.startswith("decoder") for word in recipe.settings.tuned):
+    if recipe.method == "lora" or any(word.startswith("decoder") for word in recipe.settings.tuned):
         raise RunError(
             "run.split: LoRA and tuned parts of the decoder need whole layers: take run.shard, or mma"
         )
@@ -164,8 +163,7 @@ def make_validation(
     """Loss per supervised token and share of right choices on the validation split."""
     budget = recipe.optim.tokens_per_batch
     long: Literal["error", "truncate"] = "truncate" if recipe.data.long == "truncate" else "error"
-    template = template_of(recipe.data, system)
-    asker = Asker(system, template, load_picture, budget, long, progress=False)
+    asker = Asker(system, data.template, load_picture, budget, long, progress=False)
     groups = pack([len(tokens) for tokens in data.validation], budget)
 
     def validate() -> dict[str, float]:
@@ -205,7 +203,7 @@ def check_new(folder: Path) -> None:
 
 def write_recipe(recipe: Recipe) -> None:
     """Puts the whole recipe into its run folder."""
-    write(recipe.run.folder / RECIPE, reader(recipe.method).dump(recipe))  # type: ignore[attr-defined]
+    write(recipe.run.folder / RECIPE, reader(recipe.method).dump(recipe))
 
 
 def write(file: Path, text: str) -> None:

@@ -22,15 +22,9 @@ from models.multimodal import MultimodalLM
 from models.named import named
 from models.quantise import quantiser
 from models.tokenizer import Tokenizer, load_tokenizer
-from models.tower import (
-    Features,
-    Tower,
-    TowerSpec,
-    find_tower_weights,
-    load_tower_weights,
-    preprocess_settings,
-    read_spec,
-)
+from models.tower import Features, Tower, load_tower_weights
+from models.tower_files import find_tower_weights, read_spec
+from models.tower_spec import TowerSpec, preprocess_settings
 from models.views import Layout
 from models.weights import load_decoder, read_config
 

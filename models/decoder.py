@@ -16,8 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoder_config import DecoderConfig as DecoderConfig
-from models.named import NAMED as NAMED
+from models.decoder_config import DecoderConfig
 from models.rope import Rotary, rotate
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

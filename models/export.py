@@ -24,7 +24,8 @@ from mma.folder import CARD, CONFIG, write_folder
 from mma.merge import MergeReport
 from mma.merging import one_modality
 from models.build import System
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.hf_config import hf_settings
 from models.weight_names import hf_name

@@ -105,7 +105,7 @@ def _tokens(model: MultimodalLM, batch: PromptBatch, sampling: Sampling) -> Iter
             cache = KVCache(model.decoder.config.n_layers, len(rows), room)
             hidden = model.decode(prompt, cache.prefill(packed))
             ends = torch.tensor(prompt.lengths, device=model.device).cumsum(0) - 1
-            logits = model.decoder.head(hidden[ends]).float()
+            logits = model.logits(hidden[ends])
             routes = prompt.routes.select(ends)
         for count in range(1, sampling.max_new_tokens + 1):
             chosen = [choosers[row.index](line) for row, line in zip(rows, logits, strict=True)]
@@ -130,8 +130,7 @@ def _step(model: MultimodalLM, cache: KVCache, tokens: Sequence[int], routes: Ro
     ids = torch.tensor(tokens, device=model.device)
     # The prompt's first token stands at position 1, so a row's n-th token stands at position n.
     token = Stream(model.decoder.embed(ids), cache.lengths, (1,) * len(tokens), routes)
-    logits: Tensor = model.decoder.head(model.decode(token, attend))
-    return logits.float()
+    return model.logits(model.decode(token, attend))
 
 
 class Chooser:

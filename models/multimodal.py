@@ -128,8 +128,12 @@ class MultimodalLM(nn.Module):
 
     def forward(self, batch: Packed) -> Tensor:
         """Logits float32[L, V] at the batch's supervised positions."""
-        hidden = self.hidden(batch)
-        logits: Tensor = self.decoder.head(hidden.index_select(0, batch.sources))
+        return self.logits(self.hidden(batch).index_select(0, batch.sources))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states float[L, D] -> logits float32[L, V]."""
+        with self._mixed_precision():
+            logits: Tensor = self.decoder.head(hidden)
         return logits.float()
 
     def loss(self, batch: Packed) -> Tensor:

@@ -1,7 +1,7 @@
 """Bases in 8 or 4 bits: the linear layers of a decoder's blocks are quantised as they are read.
 
 Each weight is quantised before the next one is read, so a base never lies whole in 16 bits. Embedding, norms
-and output layer stay as they are. Works on CUDA and on the CPU. Errors against the full base: docs/models.md.
+and output layer stay as they are. Works on the CPU; written for CUDA too. Errors: docs/results.md.
 
 Shapes: N tokens, C channels of a layer's input, O of its output.
 """

@@ -19,13 +19,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.tower_files import CONFIG_FILE as CONFIG_FILE
-from models.tower_files import WEIGHTS_FILE as WEIGHTS_FILE
-from models.tower_files import find_tower_weights as find_tower_weights
-from models.tower_files import read_spec as read_spec
 from models.tower_files import tower_tensors
-from models.tower_spec import TowerSpec as TowerSpec
-from models.tower_spec import preprocess_settings as preprocess_settings
+from models.tower_spec import TowerSpec
 
 # Role, norm and its reader in a block of open_clip's own transformer, and of timm's.
 OWN_NORMS = (("attn", "ln_1", "attn"), ("mlp", "ln_2", "mlp.c_fc"))

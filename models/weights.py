@@ -7,7 +7,6 @@ quantised form) before the next one is read. Loading is strict both ways.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,19 +20,12 @@ from models.errors import ModelError
 from models.hf_config import FAMILIES, read_hf_config
 from models.hf_folder import open_hf
 from models.meta_folder import open_meta
+from models.quantise import Quantise
 from models.rope import Rotary
-from models.tensor_files import read_tensors as read_tensors
-from models.weight_names import HF_LAYERS as HF_LAYERS
-from models.weight_names import HF_NAMES as HF_NAMES
-from models.weight_names import META_NAMES as META_NAMES
-from models.weight_names import name_in_file as name_in_file
 
 IGNORED = re.compile(r"rope\.freqs$|rotary_emb\.inv_freq$")  # computed here
 # What a delta may say otherwise than its base: v0 of Vicuna has one more token.
 DELTA_MAY_DIFFER = ("vocab_size", "max_positions", "norm_eps", "rope_theta", "rope_scaling", "tied", "family")
-
-Quantise = Callable[[nn.Linear, Tensor], nn.Module]
-"""(a linear layer without memory, its weight float[out, in]) -> the module that takes the layer's place."""
 
 
 def load_decoder(

@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 import train
 from mma import MMAConfig
 from models.build import BaseSettings, System, build_new
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.export import write_hf
-from models.tower import Features, Tower, TowerSpec
+from models.tower import Features, Tower
+from models.tower_spec import TowerSpec
 from tests.small import World, make_world
 
 TOKENIZER = Path(__file__).parent.parent / "assets/mini/decoder/tokenizer.model"

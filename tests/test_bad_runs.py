@@ -19,7 +19,7 @@ import train
 from data.__main__ import main as data_main
 from eval.__main__ import main as eval_main
 from mma import folder as adapter_folder
-from models.weights import HF_NAMES, META_NAMES
+from models.weight_names import HF_NAMES, META_NAMES
 from tests.small import World, cut, edit_json, edit_tensors
 from training import run_state
 

@@ -23,7 +23,8 @@ from torch.nn import functional
 from assets.mini.documents import LETTERS, Document, Phase, Writer
 from assets.mini.initialise import Lookups, fit_lookup, lookup_heads
 from models.attention import PackedAttention
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.export import write_hf
 
 CONFIG = {"dim": 192, "n_layers": 6, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 512, "max_positions": 2048}

@@ -31,6 +31,8 @@ OPTIONS = {
     "grids": "grids of anyres",
 }
 
+NUMBERS = ("tower_every", "tower_layer")  # whole numbers; the others are texts
+
 
 def add_base_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Options that name a base, and what holds without them."""
@@ -39,7 +41,7 @@ def add_base_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--base", metavar="DIR", help="folder of the decoder, or one with decoder/ and tower/ in it"
     )
     for name, meaning in OPTIONS.items():
-        kind = int if name in ("tower_every", "tower_layer") else str
+        kind = int if name in NUMBERS else str
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=meaning)
 
 

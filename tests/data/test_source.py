@@ -52,7 +52,7 @@ def test_a_scienceqa_folder_is_asked_as_in_training(root: Path) -> None:
     source = open_source(SourceSettings(root, split="val", format="CQM-A", captions=True))
     (problem,) = load_split(root, "val")
     assert source[0] == render(problem, "CQM-A", problem.picture(root), captions=True)
-    assert isinstance(source, ProblemSource) and source[:] == [source[0]]
+    assert isinstance(source, ProblemSource) and list(source) == [source[0]]
 
 
 def test_the_digest_follows_content_and_settings(file: Path, root: Path) -> None:

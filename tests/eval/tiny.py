@@ -12,9 +12,11 @@ from data.template import make_template
 from eval.runner import Asker
 from mma import MMAConfig
 from models.build import BaseSettings, System, layout_of
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.multimodal import MultimodalLM
-from models.tower import Features, Tower, TowerSpec
+from models.tower import Features, Tower
+from models.tower_spec import TowerSpec
 
 
 class Characters:

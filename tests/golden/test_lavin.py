@@ -18,7 +18,8 @@ from data.packing import PackedBatch
 from mma.lavin import from_lavin, load_lavin, read_lavin, rename, to_lavin
 from models.build import BaseSettings, layout_of
 from models.multimodal import MultimodalLM
-from models.tower import Features, Tower, TowerSpec, load_tower_weights
+from models.tower import Features, Tower, load_tower_weights
+from models.tower_spec import TowerSpec
 from models.weights import load_decoder
 
 ROOT = Path(os.environ.get("MMA_GOLDEN", "../shared/golden"))

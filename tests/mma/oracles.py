@@ -18,7 +18,8 @@ from data.packing import PackedBatch
 from mma import Adapters
 from mma import sites as mma_sites
 from models.build import System, build_base
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.export import write_hf
 from tests.conftest import TOKENIZER, randomise, write_base
 

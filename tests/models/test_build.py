@@ -20,10 +20,12 @@ from mma import AdapterError, MMAConfig
 from mma.digest import digest
 from mma.folder import CONFIG
 from models.build import BaseSettings, build_base, build_new, current_digests, layout_of, load
-from models.decoder import NAMED, Decoder
+from models.decoder import Decoder
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
-from models.tower import Features, Tower, read_spec
+from models.named import NAMED
+from models.tower import Features, Tower
+from models.tower_files import read_spec
 
 
 @pytest.fixture

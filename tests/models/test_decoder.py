@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.attention import PackedAttention
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.export import write_hf
 from models.weights import load_decoder, read_config
 from tests.models.meta_files import meta_tensors, write_shards

@@ -13,7 +13,8 @@ import transformers as hf
 from torch import Tensor
 
 from models.attention import KVCache, PackedAttention
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.export import write_hf
 from models.weight_names import hf_name

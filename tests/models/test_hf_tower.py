@@ -18,14 +18,9 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from models.errors import ModelError
 from models.hf_tower import read_hf_tower
-from models.tower import (
-    Features,
-    Tower,
-    find_tower_weights,
-    load_tower_weights,
-    preprocess_settings,
-    read_spec,
-)
+from models.tower import Features, Tower, load_tower_weights
+from models.tower_files import find_tower_weights, read_spec
+from models.tower_spec import preprocess_settings
 from models.views import Layout
 from tests.conftest import randomise
 

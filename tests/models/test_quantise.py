@@ -24,7 +24,8 @@ from mma.storage import describe
 from models import quantise
 from models.attention import PackedAttention
 from models.build import BaseSettings, System, build_base, build_new, current_digests, load
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.export import write_hf
 from models.generate import Sampling, generate

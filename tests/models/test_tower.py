@@ -13,17 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from models.build import build_base
 from models.errors import ModelError
-from models.tower import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    Features,
-    Tower,
-    TowerSpec,
-    find_tower_weights,
-    load_tower_weights,
-    preprocess_settings,
-    read_spec,
-)
+from models.tower import Features, Tower, load_tower_weights
+from models.tower_files import CONFIG_FILE, WEIGHTS_FILE, find_tower_weights, read_spec
+from models.tower_spec import TowerSpec, preprocess_settings
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 

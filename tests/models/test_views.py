@@ -17,7 +17,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, unpad_image
 
 from models.errors import ModelError
-from models.tower import TowerSpec, preprocess_settings
+from models.tower_spec import TowerSpec, preprocess_settings
 from models.views import MODES, Layout, parse_grids
 from tests.conftest import TOWER_MODEL
 

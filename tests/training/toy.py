@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mma import folder as adapter_folder
-from training.loop import Outcome, Task, train
+from training.loop import Outcome, train
 from training.settings import OptimSettings, RunSettings
+from training.task import Task
 
 VOCABULARY, SAMPLES, BATCH = 23, 20, 5
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mma import MMAConfig
 from models.attention import PackedAttention
 from models.build import BaseSettings, build_base
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.multimodal import MultimodalLM
 from models.tensor_parallel import load_share, split_decoder, tensor_parallel
