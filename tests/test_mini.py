@@ -52,6 +52,8 @@ def test_assets_stay_small():
 def test_a_short_demo_leaves_what_it_promises(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "demo"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data/generated.json").write_text('{"version": 1}')  # what an older version has left
     assert main(folder, problems=240, overrides=["--optim.epochs", "1", "--optim.warmup_steps", "1"]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     names = {"NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg"}

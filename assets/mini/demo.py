@@ -20,7 +20,7 @@ from typing import Any
 
 import train
 from data.commands import print_error
-from data.mini.generate import generate
+from data.mini.generate import STAMP, generate
 from data.pictures import picture_loader, slot_counter
 from data.prompts import render
 from data.scienceqa import Problem, load_problems, load_split
@@ -108,6 +108,8 @@ def main(folder: Path, problems: int = 3000, overrides: Sequence[str] = ()) -> i
     watch, root, run = Stopwatch(), folder / "data", folder / "run"
     before = files_digest(BASE_FILES)
     with watch.phase("data", f"{problems:,} problems, half of them with a picture that must be read"):
+        if (root / STAMP).is_file():  # of an earlier demo, perhaps of another version
+            shutil.rmtree(root)
         generate(root, problems)
     shutil.rmtree(run, ignore_errors=True)  # a demo begins anew
     with watch.phase("tune", "adapters are trained; decoder and tower stay frozen"):
