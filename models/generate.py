@@ -15,9 +15,10 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from models.attention import KVCache, PackedAttention
+from models.attention import PackedAttention
 from models.build import System
 from models.errors import ModelError
+from models.kv_cache import KVCache
 from models.multimodal import MultimodalLM, Packed, Routes, Stream, inference
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.attention import KVCache, PackedAttention
+from models.attention import PackedAttention
+from models.kv_cache import KVCache
 
 E = 8
 

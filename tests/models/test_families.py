@@ -12,11 +12,12 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from models.attention import KVCache, PackedAttention
+from models.attention import PackedAttention
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.export import write_hf
+from models.kv_cache import KVCache
 from models.weight_names import hf_name
 from models.weights import load_decoder, read_config
 from tests.conftest import randomise
