@@ -1,7 +1,7 @@
 """Keys and values that are kept while answers are written, and attention over them.
 
-Shapes: N packed tokens, S segments, B rows (answers), T the longest segment, H query heads, J key-value heads,
-E head width, L room in the cache.
+Shapes: N packed tokens, S segments, B rows (answers), T the longest segment, H query heads, J key-value
+heads, E head width, L room in the cache.
 """
 
 from __future__ import annotations
