@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,11 @@ class Routes:
         """The routing of some of the packed tokens (int64[N']), without modality tokens."""
         plan = None if self.plan is None else self.plan.select(tokens)
         return Routes(self.token_modality[tokens], plan=plan)
+
+    def of_tokens(self, tokens: Tensor) -> Routes:
+        """The routing of some packed tokens (int64[N']), among them all modality tokens, first, if any."""
+        plan = None if self.plan is None else self.plan.select(tokens)
+        return replace(self.only(tokens), plan=plan)
 
     def only(self, rows: Tensor) -> Routes:
         """The routing of some packed tokens (int64[n]); modality tokens, if any, come first in them."""

@@ -5,76 +5,78 @@ Shapes: N packed tokens, S segments, T the longest segment, H query heads, J key
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before PyTorch 2.10
+    varlen_attn = None
+
+HALF = (torch.float16, torch.bfloat16)
+
 
 class PackedAttention:
-    """Causal attention inside each segment; tokens of different segments never meet.
+    """Causal attention inside each segment; tokens of different segments never meet, and none is filler.
 
-    Segments of similar length are laid out as rows of one [S, T] group for a fused call. Filler stands
-    behind a row's own tokens, where causality hides it, so no mask is needed and no filler reaches a
-    result.
+    On a GPU in half precision by the flash kernel for segments of unlike lengths; elsewhere by one fused call
+    per segment.
     """
-
-    SPREAD = 1.25  # the longest segment of a group is at most this much longer than its shortest
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.lengths = tuple(lengths)
-        sizes = torch.tensor(lengths)
-        starts = sizes.cumsum(0) - sizes
-        order = sizes.argsort(stable=True)
-        self.groups: list[Tensor] = []  # int[S, T]: which packed token stands there
-        places = torch.empty(int(sizes.sum()), dtype=torch.long)
-        offset = 0
-        for group in _similar(sizes[order].tolist(), self.SPREAD):
-            members = order[group]
-            column = torch.arange(int(sizes[members].max()))
-            rows = starts[members, None] + column
-            real = column < sizes[members, None]
-            places[rows[real]] = offset + real.flatten().nonzero()[:, 0]
-            self.groups.append(rows.where(real, starts[members, None]).to(device))
-            offset += rows.numel()
-        self.places = places.to(device)  # int[N]: where a token stands in all groups, flattened
+        self.device = torch.device(device)
+        self.longest = max(self.lengths, default=0)
+        self.ends = (
+            torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `models.decoder.Attend`; the layer makes no difference here."""
-        mixed = torch.cat([self._group(rows, q, k, v) for rows in self.groups])
-        return mixed.index_select(0, self.places)
+        if varlen_attn is not None and q.is_cuda and q.dtype in HALF:
+            return _by_varlen(q, k, v, self.ends, self.longest)
+        kind = q.dtype
+        if q.device.type == "cpu":  # the fused kernel's backward in bf16 is three times slower there
+            q, k, v = q.float(), k.float(), v.float()
+        parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
+        return torch.cat([_segment(*part) for part in parts]).to(kind)
 
     def rows(self, x: Tensor) -> Tensor:
         """Packed float[N, J, E] -> float[S, J, T, E] in the order of the segments, zero filled."""
-        longest = max(self.lengths)
         return torch.stack(
             [
-                functional.pad(rearrange(part, "t j e -> j t e"), (0, 0, 0, longest - len(part)))
+                functional.pad(rearrange(part, "t j e -> j t e"), (0, 0, 0, self.longest - len(part)))
                 for part in x.split(self.lengths)
             ]
         )
 
-    @staticmethod
-    def _group(rows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kind = q.dtype
-        if q.device.type == "cpu":  # the fused kernel's backward in bf16 is three times slower there
-            q, k, v = q.float(), k.float(), v.float()
-        s, t = rows.shape
-        q, k, v = (
-            rearrange(x.index_select(0, rows.flatten()), "(s t) h e -> s h t e", s=s, t=t) for x in (q, k, v)
-        )
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return rearrange(mixed, "s h t e -> (s t) h e").to(kind)
+
+def _segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of one segment: float[T, H, E] with keys and values float[T, J, E]."""
+    if len(q) == 1:  # it sees itself alone, whatever its query
+        return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    q, k, v = (rearrange(x, "t h e -> 1 h t e") for x in (q, k, v))
+    mixed = functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return rearrange(mixed, "1 h t e -> t h e")
 
 
-def _similar(ascending: list[int], spread: float) -> list[slice]:
-    """Cuts ascending lengths into runs whose last is at most `spread` times their first."""
-    cuts = [0]
-    for index, length in enumerate(ascending):
-        if length > spread * ascending[cuts[-1]]:
-            cuts.append(index)
-    return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(ascending)], strict=True)]
+def _by_varlen(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int) -> Tensor:
+    """The flash kernel over all segments at once; PyTorch 2.10 and later name its arguments differently."""
+    assert varlen_attn is not None, "it was asked for"
+    known = inspect.signature(varlen_attn).parameters
+    settings: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in known:
+            settings["enable_gqa"] = True
+        else:
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    mixed: Tensor = varlen_attn(q, k, v, ends, ends, longest, longest, **settings)
+    return mixed

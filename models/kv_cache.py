@@ -26,7 +26,7 @@ class KVCache:
         """Attention over whole prompts, one segment per row, that also fills the cache."""
         if len(packed.lengths) != self.rows:
             raise ValueError(f"cache of {self.rows} rows got {len(packed.lengths)} segments")
-        self.lengths = torch.tensor(packed.lengths, device=packed.places.device)
+        self.lengths = torch.tensor(packed.lengths, device=packed.device)
         return _Prefill(self, packed)
 
     def step(self) -> _Step:

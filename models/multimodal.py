@@ -16,14 +16,16 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mma import AdapterConfig, AdapterError, Adapters, MMAConfig, Routes, Site
 from mma.config import plain
 from models.attention import PackedAttention
-from models.decoder import Attend, Decoder
+from models.checkpointing import Checkpointing, kept
+from models.decoder import Attend, Decoder, Kept
 from models.errors import ModelError
+from models.loss import cross_entropy
 from models.projector import keeps_tokens, make_projector, projector_tokens
+from models.prompt_notes import prompt_notes
 from models.tower import Tower
 from models.views import Layout
 from models.weight_names import hf_name
@@ -32,34 +34,6 @@ MODALITIES = ("text", "image", "images", "video")
 # the linear layers of each half of a block that read its norm, and the one that does not
 LINEARS = {"attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 WRITERS = ("o_proj", "down_proj")
-
-TEXT_NOTE = (
-    "`[bos] Image: N/A`, the prompt as in training, the answer, `[eos]`. `Image: N/A` and the prompt are put "
-    "into tokens one after the other. Positions are relative: they may start anywhere."
-)
-IMAGE_NOTE = (
-    "`[bos] Image: `, {slots} embeddings of the picture, the prompt as in training, the answer, `[eos]`. The "
-    "embeddings, called the image prefix, are no tokens: they stand in the place of token embeddings, so the "
-    "model takes `inputs_embeds`. They come from the image tower, with the tower adapters and the projector "
-    "of the adapter's own folder, once per picture. With `model` as loaded above:"
-)
-PREFIX_CODE = """\
-import torch
-from data.pictures import open_picture  # in a checkout of mma
-from models.build import load
-from models.multimodal import inference
-
-system = load("ADAPTER")  # the folder of the adapter that this was exported from
-with inference(system.model):
-    picture = system.preprocess(open_picture("picture.png"))
-    prefix = system.model.project(picture)[None]  # float[1, {slots}, width of the decoder]
-head = [system.tokenizer.bos_id, *system.tokenizer.encode("Image: ")]
-prompt = system.tokenizer.encode("PROMPT")
-embed = model.get_input_embeddings()
-before, after = embed(torch.tensor([head])), embed(torch.tensor([prompt]))
-inputs_embeds = torch.cat([before, prefix.to(before.dtype), after], dim=1)
-answer = model.generate(inputs_embeds=inputs_embeds)
-print(system.tokenizer.decode(answer[0].tolist()))"""
 
 
 class Packed(Protocol):
@@ -95,6 +69,7 @@ class MultimodalLM(nn.Module):
         self.decoder = decoder
         self.tower = tower
         self.layout = layout
+        self.checkpointing: Checkpointing = "none"
         sites = [*self._decoder_sites(), *self._tower_sites()]
         self.adapters = Adapters(
             self,
@@ -128,7 +103,7 @@ class MultimodalLM(nn.Module):
 
     def forward(self, batch: Packed) -> Tensor:
         """Logits float32[L, V] at the batch's supervised positions."""
-        return self.logits(self.hidden(batch).index_select(0, batch.sources))
+        return self.logits(self.hidden(batch, batch.sources))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed hidden states float[L, D] -> logits float32[L, V]."""
@@ -138,27 +113,44 @@ class MultimodalLM(nn.Module):
 
     def loss(self, batch: Packed) -> Tensor:
         """The sum of the cross-entropy over the batch's targets, in fp32."""
-        return functional.cross_entropy(self(batch), batch.targets, reduction="sum")
+        hidden = self.hidden(batch, batch.sources)
+        with self._mixed_precision():
+            return cross_entropy(hidden, self.decoder.head, batch.targets)
 
-    def hidden(self, batch: Packed) -> Tensor:
-        """Normed final hidden states float[N, D] of the packed tokens."""
+    def hidden(self, batch: Packed, tokens: Tensor | None = None) -> Tensor:
+        """Normed final hidden states float[N, D] of all packed tokens, or of those named, int64[L]."""
         with self.adapters.turns.computing(), self._mixed_precision():
             stream = self.embed(batch)
             if not (self.adapters.routed and (self.training or torch.is_grad_enabled())):
-                return self.decode(stream, PackedAttention(stream.lengths, self.device))
+                return self.decode(stream, PackedAttention(stream.lengths, self.device), tokens)
             count = len(self.adapters.config.modalities)
             routed = self._with_modality_tokens(stream)
-            attend = PackedAttention(routed.lengths, self.device)
-            with self.adapters.state.use(routed.routes):
-                hidden: Tensor = self.decoder(routed.x, routed.positions, attend)
-            return hidden[count:]
+            if tokens is not None:  # the modality tokens go on too: the last sites read them
+                tokens = torch.cat([torch.arange(count, device=self.device), tokens + count])
+            return self._through(routed, PackedAttention(routed.lengths, self.device), tokens)[count:]
 
-    def decode(self, stream: Stream, attend: Attend) -> Tensor:
+    def decode(self, stream: Stream, attend: Attend, tokens: Tensor | None = None) -> Tensor:
         """Hidden states float[N, D] with route weights from the table, which no gradient reaches."""
         if self.adapters.active is not None:
             self.adapters.refresh_table()
-        with self.adapters.state.use(stream.routes), self._mixed_precision():
-            hidden: Tensor = self.decoder(stream.x, stream.positions, attend)
+        with self._mixed_precision():
+            return self._through(stream, attend, tokens)
+
+    def _through(self, stream: Stream, attend: Attend, tokens: Tensor | None) -> Tensor:
+        """The stream through the decoder; where tokens are named, no other leaves the last block."""
+        state, keeps = self.adapters.state, Kept()
+        if torch.is_grad_enabled():
+            keeps = kept(self.checkpointing, lambda: state.use(state.current or stream.routes))
+
+        def narrow(rows: Tensor) -> Tensor:
+            state.current = chosen
+            return rows.index_select(0, tokens)
+
+        chosen = None if tokens is None else stream.routes.of_tokens(tokens)
+        with state.use(stream.routes):
+            hidden: Tensor = self.decoder(
+                stream.x, stream.positions, attend, None if tokens is None else narrow, keeps
+            )
         return hidden
 
     def embed(self, batch: Packed) -> Stream:
@@ -361,13 +353,6 @@ class MultimodalLM(nn.Module):
             for role, norm, reader in self.tower.norms:
                 path = f"tower.{self.tower.block_prefix}.{index}"
                 yield Site(f"{path}.{norm}", self.tower.width, "tower", role, index, (f"{path}.{reader}",))
-
-
-def prompt_notes(slots: int | None) -> dict[str, str]:
-    """How a sample of each modality is laid out, for folders made for other software."""
-    if slots is None:  # each picture has its own number of them
-        return {"text": TEXT_NOTE}
-    return {"text": TEXT_NOTE, "image": f"{IMAGE_NOTE}\n\n```python\n{PREFIX_CODE}\n```".format(slots=slots)}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Rotary positions: the angles of every position, also scaled for longer contexts, and the turn itself.
+"""Rotary positions: the angles of every position, also scaled for longer contexts.
 
-Shapes: N packed tokens, H heads, E head width, R <= E channels that turn (the first of a head).
+Shapes: N packed tokens, R channels of a head that turn (`models/lean.py` turns them).
 """
 
 from __future__ import annotations
@@ -49,14 +49,6 @@ class Rotary(nn.Module):
         """int[N] -> cosines and sines float[N, 1, R/2], in fp32."""
         angles = positions[:, None].float() * self.frequencies.float()
         return angles.cos()[:, None] * self.factor, angles.sin()[:, None] * self.factor
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns every pair (j, j + R/2) of float[N, H, E] by its angle, in fp32; channels from R on stay."""
-    turning = 2 * cos.shape[-1]
-    first, second = x[..., :turning].float().chunk(2, dim=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin, x[..., turning:])
-    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def _scaled(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:

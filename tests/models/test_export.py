@@ -22,7 +22,7 @@ from models.attention import PackedAttention
 from models.build import build_base, current_digests
 from models.export import export_merged
 from models.generate import Sampling, generate
-from models.multimodal import PREFIX_CODE
+from models.prompt_notes import PREFIX_CODE
 from tests.mma.conftest import picture, sample
 from tests.mma.oracles import BASES, close, logits, make_system, shake, their_logits
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig
 
 from models.attention import PackedAttention
 from models.export import write_hf
-from models.rope import Rotary, rotate
+from models.lean import rotate
+from models.rope import Rotary
 from models.weights import load_decoder, read_config
 from tests.conftest import randomise
 
