@@ -30,14 +30,15 @@ from eval.errors import EvalError
 from finetune.foresee import foresee
 from finetune.plan import plan
 from finetune.recipe import METHODS, Recipe, read_recipe, read_stages, reader
+from finetune.step_plan import step_plan
 from finetune.task import RECIPE, build, check_new, discard, say, whole_or_split, write, write_recipe
 from mma.errors import AdapterError
+from mma.run_folder import STAGES
 from models.errors import ModelError
 from training.errors import RunError
 from training.loop import Outcome, train
 from training.parallel import World, joined, local_device
 
-STAGES = "stages.txt"  # the names of a recipe's stages in their order, in the folder that holds them
 USER_ERRORS = (RunError, DataError, ModelError, AdapterError, EvalError)
 
 
@@ -63,9 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def print_plan(arguments: Sequence[str]) -> None:
-    """What the stages of a recipe would train."""
-    stages = read_stages(recipe_file(arguments), arguments[1:])
-    print("\n\n".join(plan(recipe, name).table() for name, recipe in stages.items()))
+    """What the stages of a recipe would train, hold and compute."""
+    for name, recipe in read_stages(recipe_file(arguments), arguments[1:]).items():
+        absent = recipe.run.device == "cuda" and not torch.cuda.is_available()
+        device = None if absent else choose_device(recipe.run.device)
+        found = plan(recipe, name)
+        print(found.table(), step_plan(recipe, found, device).table(), sep="\n", end="\n\n", flush=True)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -77,6 +77,7 @@ _ZEPHYR = Format(
     specials=("<|endoftext|>",),
     stops=("<|endoftext|>",),
 )
+_MISTRAL = Format(question="[INST] {opening}{q} [/INST]", answer=" {a} </s>", opening="{system}\n\n")
 _LAVIN = Format(question="{q}", answer="{a}</s>", before_pictures="Image: ", without_pictures="Image: N/A")
 
 FORMATS: dict[str, Format] = {
@@ -103,7 +104,11 @@ FORMATS: dict[str, Format] = {
         after="",
         stops=("<|im_end|>",),
     ),
-    "mistral": Format(question="[INST] {opening}{q} [/INST]", answer=" {a} </s>", opening="{system}\n\n"),
+    "qwen2_5": replace(
+        _CHATML, system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    ),
+    "mistral": _MISTRAL,
+    "mistral_chat": replace(_MISTRAL, answer=" {a}</s>"),
     "phi": _PHI,
     "phi_instruct": replace(
         _PHI, question="{opening}Instruct: {q}\nOutput:", opening="{system}\n", system=None, after="\n"

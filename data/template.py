@@ -107,6 +107,7 @@ def _pieces(form: Format, sample: Sample, response: str | None) -> list[_Piece]:
     turns = [*sample.earlier, Turn(sample.prompt, sample.response if response is None else response)]
     questions = _questions(form, sample, [turn.question for turn in turns])
     system = form.system if sample.system is None else sample.system
+    system = system.strip() if system and form.strip else system
     pieces = [_Piece(form.start, special=True, opens=1)] if form.start else []
     pieces += _front(form, sample.images)
     pictures = iter(sample.images)

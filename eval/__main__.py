@@ -141,7 +141,11 @@ def _add_scienceqa(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with problems.json")
     parser.add_argument("--split", default="test", help="split of pid_splits.json (default: test)")
     parser.add_argument(
-        "--adapter", type=Path, required=True, metavar="RUN", help="an adapter folder or a run folder"
+        "--adapter",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="an adapter folder or a run folder (of several stages the last counts)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="result file to write")
     parser.add_argument(

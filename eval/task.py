@@ -22,6 +22,7 @@ from eval.results import Result, file_digest, versions
 from eval.runner import Asker, answer, choose, noise_instead
 from eval.scienceqa import score
 from mma.folder import CONFIG, TENSORS
+from mma.run_folder import adapter_of
 from mma.storage import describe
 from models.build import BaseSettings, System, load
 
@@ -50,11 +51,11 @@ class Settings:
 
 
 def adapter_folder(path: Path) -> Path:
-    """The adapter folder itself, or the one in a run folder."""
-    for folder in (path, path / "adapter"):
-        if (folder / CONFIG).is_file():
-            return folder
-    raise EvalError(f"{path}: neither an adapter folder (with {CONFIG}) nor a run folder (with adapter/)")
+    """The adapter folder itself, or the one in a run folder: that of its last stage if it has several."""
+    folder = adapter_of(path)
+    if not (folder / CONFIG).is_file():
+        raise EvalError(f"{path}: neither an adapter folder (with {CONFIG}) nor a run folder (with adapter/)")
+    return folder
 
 
 def evaluate(settings: Settings) -> Result:

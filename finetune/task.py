@@ -120,6 +120,7 @@ def make_task(
 ) -> Task:
     """What the training loop needs to know of model and data."""
     optim, adapters = recipe.optim, system.model.adapters
+    system.model.checkpointing = optim.checkpointing
     order = EpochOrder(len(data.train), optim.seed)
     load_picture = picture_loader(system.preprocess, recipe.data.pictures_in_memory)
 

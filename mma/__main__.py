@@ -5,8 +5,8 @@
     python -m mma diff runs/a runs/b
 
 Each prints what it found or wrote; a wrong input gives one line and exit code 2. Wherever a folder is asked
-for, a run folder with adapter/ in it or a repository of the Hub does as well. verify, merge, export, and what
-is given --base, read the base: they need the checkout. All others need nothing but the folder.
+for, a run folder (the last stage counts) or a repository of the Hub does as well. verify, merge, export, and
+what is given --base, read the base: they need the checkout. All others need nothing but the folder.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mma.cli.stored import Stored, read_stored
 from mma.cli.terminal import Parser, hint, note, print_error, print_json, print_text
 from mma.config import MMAConfig
 from mma.errors import AdapterError
-from mma.folder import CONFIG
 from mma.hub import find
 from mma.lavin import from_lavin, load_lavin, read_lavin, to_lavin
+from mma.run_folder import adapter_of
 
 if TYPE_CHECKING:
     from models.build import System
@@ -208,9 +208,7 @@ def run_average(options: argparse.Namespace) -> None:
 
 def _folder(name: str) -> Path:
     """The adapter folder of a path, of a run, or of a repository."""
-    found = find(name)
-    inside = found / "adapter"
-    return inside if not (found / CONFIG).is_file() and (inside / CONFIG).is_file() else found
+    return adapter_of(find(name))
 
 
 def _read(name: str) -> Stored:

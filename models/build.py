@@ -166,10 +166,11 @@ def layout_of(settings: BaseSettings, spec: TowerSpec, tower: Tower) -> Layout:
     return Layout(preprocess_settings(spec), settings.pictures, settings.grids, tower.grid)
 
 
-def outline(settings: BaseSettings) -> MultimodalLM:
+def outline(settings: BaseSettings, blocks: int | None = None) -> MultimodalLM:
     """The base without memory for its weights (on the meta device), from descriptions alone.
 
-    The decoder's folder describes it, or where there is none, its architecture's name.
+    The decoder's folder describes it, or where there is none, its architecture's name. A number of blocks can
+    be set: all are alike.
     """
     folder = Path(settings.decoder)
     if folder.is_dir():
@@ -180,6 +181,8 @@ def outline(settings: BaseSettings) -> MultimodalLM:
         raise ModelError(
             f"base: there is no folder {folder}, and base.architecture names no decoder to plan with; set one"
         )
+    if blocks is not None:
+        config = replace(config, n_layers=blocks)
     spec = spec_of(settings)
     with torch.device("meta"):
         tower = Tower(spec, features_of(settings))

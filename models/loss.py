@@ -54,7 +54,7 @@ def cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
     Hidden states float[L, D], targets int64[L] -> float32[].
     """
     frozen = type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters())
-    if frozen and not torch.is_autocast_enabled(hidden.device.type):
+    if frozen and hidden.dtype == head.weight.dtype:
         loss: Tensor = _FrozenHead.apply(hidden, head.weight, head.bias, targets)
         return loss
     rows = _rows(head.out_features)

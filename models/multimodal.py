@@ -69,7 +69,7 @@ class MultimodalLM(nn.Module):
         self.decoder = decoder
         self.tower = tower
         self.layout = layout
-        self.checkpointing: Checkpointing = "none"
+        self._checkpointing: Checkpointing = "none"
         sites = [*self._decoder_sites(), *self._tower_sites()]
         self.adapters = Adapters(
             self,
@@ -85,6 +85,16 @@ class MultimodalLM(nn.Module):
     def device(self) -> torch.device:
         """Where the decoder lies."""
         return self.decoder.embed.weight.device
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """What is kept for the backward pass (models/checkpointing.py); `full` also of the tower's blocks."""
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, kind: Checkpointing) -> None:
+        self._checkpointing = kind
+        self.tower.visual.set_grad_checkpointing(kind == "full")
 
     @property
     def view_tokens(self) -> int:
@@ -216,7 +226,8 @@ class MultimodalLM(nn.Module):
     def _mixed_precision(self) -> AbstractContextManager[None]:
         """Parts tuned in full are kept in fp32; on a base of half precision they compute in its type."""
         half = self.adapters.base["decoder.norm.weight"].dtype
-        if half == torch.float32 or self.adapters.part("tuned") is None:
+        described = self.device.type == "meta"  # nothing is computed, and autocast knows no such device
+        if half == torch.float32 or described or self.adapters.part("tuned") is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=half)
 
@@ -239,7 +250,9 @@ class MultimodalLM(nn.Module):
         if names is not None:
             plan = adapters.open_bank.plan(names, of_segment, batch.lengths, self.device)
         lengths = torch.tensor(batch.lengths, device=self.device)
-        token_modality = torch.tensor(of_segment, device=self.device).repeat_interleave(lengths)
+        token_modality = torch.tensor(of_segment, device=self.device).repeat_interleave(
+            lengths, output_size=sum(batch.lengths)
+        )
         return Routes(token_modality, plan=plan), names
 
     def _names_of_pictures(self, batch: Packed, names: tuple[str | None, ...]) -> list[str | None]:

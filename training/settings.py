@@ -35,6 +35,9 @@ class OptimSettings:
     """samples per optimizer step"""
     tokens_per_batch: int = 4096
     """tokens that go through the model at once: a matter of memory and speed, not of the result"""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """what is computed again in the backward pass instead of being kept: nothing, the MLP of each block, or
+    whole blocks; less memory for more time, the same result (see --plan)"""
     warmup: float = 2.0
     """length of the warmup in epochs, may be a fraction"""
     warmup_steps: int | None = None

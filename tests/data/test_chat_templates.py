@@ -12,6 +12,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from data.errors import DataError
+from data.formats import FORMATS
 from data.pictures import slot_counter
 from data.sample import Sample, Tokens, Turn
 from data.template import TEMPLATES, Template, make_template
@@ -55,7 +56,9 @@ RENDERED = {
     "chatml_direct": _CHATML.replace("<|im_end|>\n", "<|im_end|>").replace(
         "You are a helpful assistant.", "Answer the questions."
     ),
+    "qwen2_5": _CHATML.replace("You are a", "You are Qwen, created by Alibaba Cloud. You are a"),
     "mistral": "[INST] q1 [/INST] a1! </s>[INST] q2 [/INST] a2 </s>",
+    "mistral_chat": "[INST] q1 [/INST] a1!</s>[INST] q2 [/INST] a2</s>",
     "phi_instruct": "Instruct: q1\nOutput: a1!<|endoftext|>\nInstruct: q2\nOutput: a2<|endoftext|>\n",
     "tinyllama_chat": _ZEPHYR.replace("<|endoftext|>", "</s>"),
     "stablelm": _ZEPHYR,
@@ -67,6 +70,8 @@ SUPERVISED = {
     "llava_llama_2": " a1! </s> a2 </s>",
     "llama_2": " a1! </s> a2 </s>",
     "mistral": " a1! </s> a2 </s>",
+    "mistral_chat": " a1!</s> a2</s>",
+    "qwen2_5": "a1!<|im_end|>a2<|im_end|>",
     "vicuna_v1": " a1!</s> a2</s>",
     "tinyllama": " a1!</s> a2</s>",
     "phi": " a1!<|endoftext|> a2<|endoftext|>",
@@ -130,7 +135,7 @@ def test_llama_2_has_metas_system_prompt(folder: Path) -> None:
 def test_ids_are_those_of_the_whole_string(folder: Path, whole: Tokenizer, name: str) -> None:
     template = made(folder, name)
     text = template.text(CHAT)
-    begin = "<s>" if name not in ("llama_3", "chatml", "chatml_direct") else ""
+    begin = "<s>" if name not in ("llama_3", "chatml", "chatml_direct", "qwen2_5") else ""
     assert list(template.tokens(CHAT).ids) == whole.encode(begin + text).ids
 
 
@@ -162,7 +167,7 @@ def test_plain_is_the_picture_and_its_caption(folder: Path, whole: Tokenizer) ->
 def test_stops(folder: Path, whole: Tokenizer) -> None:
     stops = {
         "llama_3": ["<|eot_id|>", "<|end_of_text|>"],
-        "chatml": ["<|im_end|>", "<|endoftext|>"],
+        **{key: ["<|im_end|>", "<|endoftext|>"] for key in ("chatml", "qwen2_5")},
         "chatml_direct": ["<|im_end|>"],
         **{key: ["<|endoftext|>"] for key in ("phi", "phi_instruct", "stablelm", "zephyr")},
     }
@@ -223,7 +228,7 @@ def test_the_head_holds_system_and_leading_pictures(folder: Path, whole: Tokeniz
     assert load_tokenizer(MINI).decode(tokens.ids[: tokens.head]).endswith(" USER: ")
 
 
-@pytest.mark.parametrize("name", ["vicuna_v1", "llama_2", "mistral", "tinyllama_chat"])
+@pytest.mark.parametrize("name", ["vicuna_v1", "llama_2", "mistral", "mistral_chat", "tinyllama_chat"])
 def test_sentencepiece_text_is_that_of_the_string_between_special_tokens(name: str) -> None:
     tokenizer = load_tokenizer(MINI)
     template = make_template(name, tokenizer, slot_counter(3))
@@ -234,29 +239,81 @@ def test_sentencepiece_text_is_that_of_the_string_between_special_tokens(name: s
     assert list(template.tokens(CHAT).ids) == expected
 
 
+# What the vendors publish with their tokenizers, less what refuses a wrong order of turns.
+_H4 = (  # HuggingFaceH4/zephyr-7b-beta; TinyLlama-1.1B-Chat-v1.0 and stablelm-2-zephyr-1_6b have it too
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
+    "{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n"
+    "{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+_QWEN = (  # Qwen/Qwen2-7B-Instruct; Qwen2.5's differs in the system prompt, and where there are tools
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 _JINJA = {
-    "chatml": "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
-    "{{ '\n' }}{% endfor %}",
-    "llama_3": "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}",
-    "zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|endoftext|>{{ '\n' }}{% endfor %}",
+    "chatml": _QWEN,
+    "qwen2_5": _QWEN.replace("You are a", "You are Qwen, created by Alibaba Cloud. You are a"),
+    # meta-llama/Meta-Llama-3-8B-Instruct
+    "llama_3": "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ "
+    "message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    # meta-llama/Llama-2-7b-chat-hf
+    "llama_2": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% endif %}{% for message in loop_messages %}"
+    "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\n' + system_message + "
+    "'\n<</SYS>>\n\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}"
+    "{% endfor %}",
+    # mistralai/Mistral-7B-Instruct-v0.2, less the space in front of each "[INST]": there it says that a
+    # sentence begins, which SentencePiece says itself
+    "mistral_chat": "{%- if messages[0]['role'] == 'system' %}\n"
+    "    {%- set system_message = messages[0]['content'] %}\n    {%- set loop_messages = messages[1:] %}\n"
+    "{%- else %}\n    {%- set loop_messages = messages %}\n{%- endif %}\n\n{{- bos_token }}\n"
+    "{%- for message in loop_messages %}\n    {%- if message['role'] == 'user' %}\n"
+    "        {%- if loop.first and system_message is defined %}\n"
+    "            {{- '[INST] ' + system_message + '\\n\\n' + message['content'] + ' [/INST]' }}\n"
+    "        {%- else %}\n            {{- '[INST] ' + message['content'] + ' [/INST]' }}\n"
+    "        {%- endif %}\n    {%- elif message['role'] == 'assistant' %}\n"
+    "        {{- ' ' + message['content'] + eos_token}}\n    {%- endif %}\n{%- endfor %}\n",
+    "tinyllama_chat": _H4,
+    "zephyr": _H4,
 }
+_WITHOUT_DEFAULT = ("llama_2", "llama_3")  # the vendor has no system prompt of its own in the template
+_QUESTIONS = [{"role": "user", "content": "q1"}, {"role": "user", "content": "q2"}]
+_ANSWERS = [{"role": "assistant", "content": "a1!"}, {"role": "assistant", "content": "a2"}]
 
 
+@pytest.mark.parametrize("system", [None, " Be brief. "])
 @pytest.mark.parametrize("name", _JINJA)
-def test_equal_to_the_chat_template_of_the_family(folder: Path, whole: Tokenizer, name: str) -> None:
+def test_equal_to_the_chat_template_of_the_vendor(
+    folder: Path, whole: Tokenizer, name: str, system: str | None
+) -> None:
     oracle = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=whole, bos_token="<|begin_of_text|>", chat_template=_JINJA[name]
+        tokenizer_object=whole,
+        bos_token="<|begin_of_text|>" if name == "llama_3" else "<s>",
+        eos_token="<|endoftext|>" if name == "zephyr" else "</s>",
+        chat_template=_JINJA[name],
     )
-    turns = ("user", "q1"), ("assistant", "a1!"), ("user", "q2"), ("assistant", "a2")
-    messages = [{"role": role, "content": text} for role, text in turns]
-    if name == "llama_3":
-        messages.insert(0, {"role": "system", "content": S2})
-    assert made(folder, name).text(CHAT) == oracle.apply_chat_template(messages, tokenize=False)
-    ids = oracle.apply_chat_template(messages, return_dict=False)
-    begin = [whole.token_to_id("<s>")] if name == "zephyr" else []
-    assert list(made(folder, name).tokens(CHAT).ids) == begin + ids
+    template, sample = made(folder, name), replace(CHAT, system=system)
+    shown = FORMATS[name].system if system is None and name in _WITHOUT_DEFAULT else system
+    turns = [turn for pair in zip(_QUESTIONS, _ANSWERS, strict=True) for turn in pair]
+    messages = [*([{"role": "system", "content": shown}] if shown else []), *turns]
+    start = ["<s>"] if FORMATS[name].start == "<s>" else []
+    of_template = start if "bos_token" not in _JINJA[name] else []
+    begin = [whole.token_to_id(token) for token in of_template]
+    told = oracle.apply_chat_template(messages, tokenize=False)
+    assert "".join(start) + template.text(sample) == "".join(of_template) + told
+    assert list(template.tokens(sample).ids) == begin + oracle.apply_chat_template(
+        messages, return_dict=False
+    )
+    asked = oracle.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    assert list(template.tokens(sample, response="").ids) == begin + asked
 
 
 def test_no_begin_token_where_the_family_has_none(folder: Path) -> None:

@@ -148,6 +148,9 @@ def test_adapter_folder(run: Path, tmp_path: Path) -> None:
     assert adapter_folder(run) == adapter_folder(run / "adapter") == run / "adapter"
     with pytest.raises(EvalError, match=r"neither an adapter folder .* nor a run folder"):
         adapter_folder(tmp_path)
+    (tmp_path / "stages.txt").write_text("align\ntune\n")
+    (tmp_path / "tune").symlink_to(run)
+    assert adapter_folder(tmp_path) == tmp_path / "tune" / "adapter"
 
 
 def settings(**given: Any) -> Settings:

@@ -241,6 +241,15 @@ def test_a_repository_of_the_hub_is_a_folder_too(world, says, monkeypatch):
     assert asked == ["owner/name"]
 
 
+def test_a_run_with_stages_stands_for_the_adapter_of_its_last(world, says, refused, tmp_path):
+    (tmp_path / "stages.txt").write_text("align\ntune\n")
+    (tmp_path / "align").mkdir()
+    (tmp_path / "align" / "adapter").symlink_to(world.adapter)
+    assert "stage tune of the run" in refused("inspect", tmp_path)
+    (tmp_path / "align").rename(tmp_path / "tune")
+    assert "Mixture-of-modality" in says("inspect", tmp_path)
+
+
 def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
     def interrupted(name):
         raise KeyboardInterrupt

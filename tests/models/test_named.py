@@ -61,6 +61,28 @@ TOTALS = {
     "phi-2": 2_779_683_840,
 }
 
+# What no total shows, as published (sources: docs/models.md): theta, positions, epsilon, factor of the rope.
+PUBLISHED = {
+    "llama-3-70b": (5e5, 8192, 1e-5, None),
+    "llama-3.1-8b": (5e5, 131072, 1e-5, 8.0),
+    "llama-3.1-70b": (5e5, 131072, 1e-5, 8.0),
+    "llama-3.2-1b": (5e5, 131072, 1e-5, 32.0),
+    "llama-3.2-3b": (5e5, 131072, 1e-5, 32.0),
+    "tinyllama-1.1b": (1e4, 2048, 1e-5, None),
+    "mistral-7b-v0.1": (1e4, 4096, 1e-5, None),
+    "mistral-7b-v0.3": (1e6, 32768, 1e-5, None),
+    "qwen1.5-4b": (5e6, 32768, 1e-6, None),
+    "qwen2-0.5b": (1e6, 131072, 1e-6, None),
+    "qwen2.5-0.5b": (1e6, 32768, 1e-6, None),
+    "qwen2.5-1.5b": (1e6, 131072, 1e-6, None),
+    "qwen2.5-3b": (1e6, 32768, 1e-6, None),
+    "qwen2.5-7b": (1e6, 131072, 1e-6, None),
+    "qwen2.5-14b": (1e6, 131072, 1e-5, None),
+    "qwen2.5-32b": (1e6, 131072, 1e-5, None),
+    "qwen2.5-72b": (1e6, 131072, 1e-5, None),
+    "phi-2": (1e4, 2048, 1e-5, None),
+}
+
 
 def test_every_name_has_its_total():
     assert NAMED.keys() == TOTALS.keys()
@@ -78,6 +100,13 @@ def test_config_json_can_say_it(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert read_config(tmp_path) == NAMED[name]
     assert (content["bos_token_id"], content["eos_token_id"]) == (None, 3)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_no_total_shows(name):
+    shape = NAMED[name]
+    factor = shape.rope_scaling and shape.rope_scaling.factor
+    assert (shape.rope_theta, shape.max_positions, shape.norm_eps, factor) == PUBLISHED[name]
 
 
 def test_names_of_tuned_decoders():
