@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.tower_files import tower_tensors
+from models.tower_lean import make_lean
 from models.tower_spec import TowerSpec
 
 # Role, norm and its reader in a block of open_clip's own transformer, and of timm's.
@@ -65,6 +66,7 @@ class Tower(nn.Module):
         self.image_size: tuple[int, int] = tuple(self.visual.image_size)
         self._patches: tuple[int, int] = trunk.patch_embed.grid_size if timm_made else self.visual.grid_size
         self._read = self._indices(timm_made and not trunk.has_class_token)
+        make_lean(self.blocks)
         if spec.gelu:
             if spec.gelu not in GELUS:
                 raise ModelError(

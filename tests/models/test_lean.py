@@ -13,6 +13,7 @@ from models.decoder import Decoder, RMSNorm
 from models.decoder_config import DecoderConfig
 from models.lean import rms_norm, rotate, swiglu
 from models.rope import Rotary
+from models.tower_lean import LeanQuickGELU, SelfAttention
 
 
 def formula_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -111,3 +112,17 @@ def test_a_frozen_block_keeps_what_docs_performance_says(kind):
     least += (4 - size) * 4 * dim
     small = 4 * (heads + 2)  # log of the sums per head, and the norms' scales
     assert least < per_layer <= least + small
+
+
+def test_the_quick_gelu_is_that_of_the_formula():
+    x = 3 * torch.randn(5, 8, dtype=torch.float64)
+    both(LeanQuickGELU(), lambda x: x * torch.sigmoid(1.702 * x), x)
+
+
+def test_the_towers_attention_is_pytorchs():
+    torch.manual_seed(4)
+    original = torch.nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
+    lean = SelfAttention(original)
+    assert lean.state_dict().keys() == original.state_dict().keys()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    both(lambda x: lean(x, x, x)[0], lambda x: original(x, x, x, need_weights=False)[0], x)

@@ -97,7 +97,7 @@ def test_the_activation_is_the_configurations(spec):
         tower = Tower(TowerSpec({**spec.model, "quick_gelu": quick}, {}), Features())
         return type(tower.blocks[0].mlp.gelu).__name__
 
-    assert (activation(True), activation(False)) == ("QuickGELU", "GELU")
+    assert (activation(True), activation(False)) == ("LeanQuickGELU", "GELU")
 
 
 def test_a_file_and_a_folder_are_read_alike(folder, spec):
@@ -251,7 +251,7 @@ def test_the_form_of_gelu_can_be_chosen(tiny_base):
         type(build_base(replace(tiny_base, tower_gelu=gelu)).model.tower.blocks[0].mlp.gelu)
         for gelu in ("", "tanh")
     ]
-    assert [kind.__name__ for kind in seen] == ["QuickGELU", "GELU"]
+    assert [kind.__name__ for kind in seen] == ["LeanQuickGELU", "GELU"]
     with pytest.raises(ModelError, match=r"GELU is 'quick'; set base\.tower_gelu to exact or tanh, or leave"):
         build_base(replace(tiny_base, tower_gelu="quick"))
 
