@@ -10,15 +10,18 @@ Shapes: N packed tokens, V views, H and W pixels.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from data.packing import PackedBatch
 from finetune.recipe import Recipe
@@ -44,21 +47,23 @@ class Needs:
 
     activations: int  # kept from the forward pass for the backward pass
     working: int  # what comes on top at the worst moment
-    flops: int
+    flops: int  # of products with weights
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that exist, now and at most."""
+    """Counts the bytes of all tensors that exist, now and at most, and the products' operations."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = self.flops = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        if (counts := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += counts(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._meet(tensor.untyped_storage())
@@ -78,6 +83,34 @@ class _Living(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
+
+
+class _Flash(Function):
+    """What fused attention keeps: its inputs, its output and a number per head and query."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Fused attention inside the block: for the meta device PyTorch takes the one that forms every score.
+
+    The function itself is replaced, since a mode does not reach what is computed again in the backward pass.
+    """
+    before = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = lambda q, k, v, **_: _Flash.apply(q, k, v)
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
 
 
 def needs(recipe: Recipe, shape: Shape) -> Needs:
@@ -118,15 +151,18 @@ def traced(model: MultimodalLM, shape: Shape) -> Needs:
     """What a micro-batch needs of a model that lies on the meta device, with its adapter."""
     batch = _batch(model, shape)
     model.train()
-    living, counter = _Living(), FlopCounterMode(display=False)
+    living = _Living()
     held = [*model.parameters(), *model.buffers(), *model.adapters.all_parameters()]
+    for parameter in list(held):
+        if parameter.requires_grad:  # as behind an earlier micro-batch of the step
+            parameter.grad = torch.empty_like(parameter)
+            held.append(parameter.grad)
     living.know([*held, batch.ids, batch.positions, batch.sources, batch.targets, batch.slots])
-    with counter, living:
+    with _fused_attention(), living:
         loss = model.loss(batch)
         activations = living.now
         loss.backward()
-    gradients = sum(p.grad.nbytes for p in model.adapters.all_parameters() if p.grad is not None)
-    return Needs(activations, max(0, living.most - activations - gradients), counter.get_total_flops())
+    return Needs(activations, living.most - activations, living.flops)
 
 
 def _batch(model: MultimodalLM, shape: Shape) -> PackedBatch:

@@ -1,13 +1,15 @@
 """Answers token by token with a key-value cache: batched, greedy or sampled, streamed.
 
+Rows of the cache that have finished are given to prompts that wait, so nobody waits for the longest answer.
 A row's answer depends on its own prompt and the seed alone, never on the rows beside it.
 
-Shapes: B rows (prompts), V vocabulary.
+Shapes: B rows of the cache, S rows of one step, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from zlib import crc32
@@ -17,9 +19,13 @@ from torch import Tensor
 
 from models.attention import PackedAttention
 from models.build import System
+from models.decode_step import DecodeStep
 from models.errors import ModelError
 from models.kv_cache import KVCache
-from models.multimodal import MultimodalLM, Packed, Routes, Stream, inference
+from models.multimodal import Packed, Routes, inference
+
+SHARE = 8  # a prefill waits until this part of the rows is free: many small ones hold up the others
+GROWTH = 1.25  # the cache is arranged anew for so many times its rows
 
 
 @dataclass(frozen=True)
@@ -51,91 +57,239 @@ class Sampling:
             raise ModelError(f"generate: top_p is {self.top_p}; it must be in (0, 1]")
 
 
-@dataclass
-class _Row:
-    """One answer in the making."""
-
-    index: int
-    ids: list[int] = field(default_factory=list)
-    text: str = ""  # what has been handed out
-
-
 class PromptBatch(Packed, Protocol):
     """A packed batch of prompts, whose names seed the sampling."""
 
     sample_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Queue:
+    """Prompts that wait for a row: the length of each, and how some of them (ascending) become a batch."""
+
+    lengths: Sequence[int]
+    batch: Callable[[Sequence[int]], PromptBatch]
+
+
 def generate(system: System, batch: PromptBatch, sampling: Sampling) -> list[str]:
     """The answers to a batch of prompts, in their order."""
-    answers = [""] * len(batch.lengths)
-    for row, piece in stream(system, batch, sampling):
-        answers[row] += piece
-    return answers
+    answers = dict(answer_all(system, _all_of(batch), sampling, tokens=0))
+    return [answers[index] for index in range(len(batch.lengths))]
+
+
+def answer_all(system: System, queue: Queue, sampling: Sampling, tokens: int) -> Iterator[tuple[int, str]]:
+    """Answers in the order in which they end: (prompt, text), with room for so many tokens at a time.
+
+    The longest prompts come first. 0 tokens: room for all of them at once.
+    """
+    for row in _written(system, queue, sampling, tokens):
+        if row.finished:
+            yield row.index, row.text()
 
 
 def stream(system: System, batch: PromptBatch, sampling: Sampling) -> Iterator[tuple[int, str]]:
     """Pieces of the answers as they come: (row, text). A row's pieces joined are its answer."""
-    ends = sampling.stop_ids or (system.tokenizer.eos_id,)
-    for row, token, last in _tokens(system.model, batch, sampling):
-        if token not in ends:
-            row.ids.append(token)
-        finished = last or token in ends
-        text = system.tokenizer.decode(row.ids)
-        if (cut := _first_stop(text, sampling.stop)) is not None:
-            text, finished = text[:cut], True
-        elif not finished:
-            text = _settled(text, sampling.stop)
-        if len(text) > len(row.text):
-            yield row.index, text[len(row.text) :]
-            row.text = text
-        if finished:
-            row.index = -1  # tells the decoding loop to drop the row
+    told = [0] * len(batch.lengths)
+    for row in _written(system, _all_of(batch), sampling, tokens=0):
+        text = row.text() if row.finished else _settled(row.text(), sampling.stop)
+        if len(text) > told[row.index]:
+            yield row.index, text[told[row.index] :]
+            told[row.index] = len(text)
 
 
-def _tokens(model: MultimodalLM, batch: PromptBatch, sampling: Sampling) -> Iterator[tuple[_Row, int, bool]]:
-    """Every row's next token, step by step, and whether it is the last; a row marked -1 gets no more."""
-    rows = [_Row(index) for index in range(len(batch.lengths))]
-    choosers = [Chooser(sampling, name) for name in batch.sample_ids]
+def _all_of(batch: PromptBatch) -> Queue:
+    return Queue(batch.lengths, lambda _: batch)
+
+
+def _written(system: System, queue: Queue, sampling: Sampling, tokens: int) -> Iterator[_Row]:
+    """Every row whenever it has one more token, until it has finished."""
+    model = system.model
     # Modes are set step by step: what the caller does between two pieces is none of this answer's business.
     with model.adapters.turns.answering() as step:
-        with step(), inference(model):
-            prompt = model.embed(batch)
-            packed = PackedAttention(prompt.lengths, model.device)
-            room = max(prompt.lengths) + sampling.max_new_tokens
-            cache = KVCache(model.decoder.config.n_layers, len(rows), room)
-            hidden = model.decode(prompt, cache.prefill(packed))
-            ends = torch.tensor(prompt.lengths, device=model.device).cumsum(0) - 1
-            logits = model.logits(hidden[ends])
-            routes = prompt.routes.select(ends)
-        for count in range(1, sampling.max_new_tokens + 1):
-            chosen = [choosers[row.index](line) for row, line in zip(rows, logits, strict=True)]
-            for row, token in zip(rows, chosen, strict=True):
-                yield row, token, count == sampling.max_new_tokens
-            alive = [place for place, row in enumerate(rows) if row.index >= 0]
-            if not alive or count == sampling.max_new_tokens:
-                return
-            if len(alive) < len(rows):
-                keep = torch.tensor(alive, device=model.device)
-                cache.keep(keep)
-                routes = routes.select(keep)
-                rows = [rows[place] for place in alive]
-            with step(), inference(model):
-                logits = _step(model, cache, [chosen[place] for place in alive], routes)
+        decoding = _Decoding(system, queue, sampling, tokens)
+        while not decoding.finished:
+            for advance in (decoding.admit, decoding.step):
+                with step(), inference(model):
+                    rows = advance()
+                yield from rows
 
 
-def _step(model: MultimodalLM, cache: KVCache, tokens: Sequence[int], routes: Routes) -> Tensor:
-    """Logits float32[B, V] after one more token per row."""
-    attend = cache.step()
-    assert cache.lengths is not None, "step() checks this"
-    ids = torch.tensor(tokens, device=model.device)
-    # The prompt's first token stands at position 1, so a row's n-th token stands at position n.
-    token = Stream(model.decoder.embed(ids), cache.lengths, (1,) * len(tokens), routes)
-    return model.logits(model.decode(token, attend))
+class _Row:
+    """One answer in the making."""
+
+    def __init__(
+        self, system: System, sampling: Sampling, batch: PromptBatch, segment: int, index: int
+    ) -> None:
+        self.index = index
+        self.modality = batch.modalities[segment]
+        self.adapter = None if batch.adapters is None else batch.adapters[segment]
+        self.need = batch.lengths[segment] + sampling.max_new_tokens
+        self.choose = Chooser(sampling, batch.sample_ids[segment])
+        self.ids: list[int] = []
+        self.finished = False
+        self._taken = 0
+        self._text: str | None = ""
+        self._system, self._sampling = system, sampling
+
+    def take(self, token: int) -> None:
+        """Goes on with a token, which may be the last."""
+        self._taken += 1
+        self.finished = self._taken == self._sampling.max_new_tokens
+        if token in (self._sampling.stop_ids or (self._system.tokenizer.eos_id,)):
+            self.finished = True
+        else:
+            self.ids.append(token)
+            self._text = None
+        if self._sampling.stop and _first_stop(self.text(), self._sampling.stop) is not None:
+            self.finished = True
+
+    def text(self) -> str:
+        """What is written so far; of one that has finished, what stands before the first stop string."""
+        if self._text is None:
+            self._text = self._system.tokenizer.decode(self.ids)
+        return self._text[: _first_stop(self._text, self._sampling.stop)] if self.finished else self._text
+
+
+class _Decoding:
+    """The rows of one cache, who writes in each, and who waits for one."""
+
+    def __init__(self, system: System, queue: Queue, sampling: Sampling, tokens: int) -> None:
+        self.system, self.queue, self.sampling = system, queue, sampling
+        self.waiting = deque(sorted(range(len(queue.lengths)), key=lambda index: -queue.lengths[index]))
+        self.rows: list[_Row | None] = []
+        model = system.model
+        if self.waiting:
+            room = self._need(self.waiting[0])
+            most = room * len(self.waiting)
+            self.tokens = max(room, min(tokens or most, most))
+            rows = self.tokens // room
+            self.cache = KVCache(model.decoder.config.n_layers, rows, room, model.device, self.tokens)
+            self.rows = [None] * rows
+            self.chosen = torch.zeros(rows, dtype=torch.long, device=model.device)  # the last token of a row
+            self.logits = DecodeStep(model, self.cache)
+        self.routes: Routes | None = None  # of a step; None: the rows have changed
+        self.named = False  # whether the prompts name adapters of a bank
+
+    @property
+    def finished(self) -> bool:
+        """Whether nobody writes or waits."""
+        return not self.waiting and all(row is None or row.finished for row in self.rows)
+
+    def admit(self) -> list[_Row]:
+        """Prefills free rows, when there are enough of them; the rows that have their first token."""
+        self._leave()
+        writing = [row for row in self.rows if row is not None]
+        free = len(self.rows) - len(writing)
+        if not self.waiting or (writing and free < min(len(self.waiting), 1 + len(self.rows) // SHARE)):
+            return []
+        self._arrange(writing)
+        free_rows = self.cache.free[: len(self.waiting)]
+        group = sorted(self.waiting.popleft() for _ in free_rows)
+        batch = self.queue.batch(group)
+        for segment, (place, index) in enumerate(zip(free_rows, group, strict=True)):
+            self.rows[place] = _Row(self.system, self.sampling, batch, segment, index)
+        self.routes, self.named = None, batch.adapters is not None
+        model = self.system.model
+        prompt = model.embed(batch)
+        ends = torch.tensor(prompt.lengths, device=model.device).cumsum(0) - 1
+        attend = self.cache.prefill(PackedAttention(prompt.lengths, model.device), free_rows)
+        into = torch.tensor(free_rows, device=model.device)
+        return self._choose(free_rows, into, model.logits(model.decode(prompt, attend, ends)))
+
+    def step(self) -> list[_Row]:
+        """One more token in every row that has not finished."""
+        self._leave()
+        if not any(self.rows):
+            return []
+        if not self.waiting:
+            self._close_up()
+        span = self.cache.advance()
+        width = self.logits.width(self.cache.used)
+        if self.routes is None or len(self.routes.token_modality) != width:
+            self.routes = self._routes_of(width)
+        logits = self.logits(self.chosen[:width], self.routes, span)
+        return self._choose(range(width), slice(width), logits)
+
+    def _need(self, index: int) -> int:
+        """The room that an answer may take."""
+        return self.queue.lengths[index] + self.sampling.max_new_tokens
+
+    def _leave(self) -> None:
+        """Frees the rows that have finished."""
+        over = [place for place, row in enumerate(self.rows) if row is not None and row.finished]
+        self.cache.drop(over)
+        for place in over:
+            self.rows[place] = None
+
+    def _close_up(self) -> None:
+        """Puts the last rows into free ones before them, so that no step computes what nobody reads."""
+        order = [place for place, row in enumerate(self.rows) if row is not None]
+        if (count := len(order)) == self.cache.used:
+            return
+        late = iter(order[::-1])
+        order = [place if self.rows[place] is not None else next(late) for place in range(count)]
+        index = torch.tensor(order)
+        self.cache.keep(index)
+        self.chosen[:count] = self.chosen[index.to(self.chosen.device)]
+        self.rows = [self.rows[place] for place in order] + [None] * (len(self.rows) - count)
+        self.routes = None
+
+    def _arrange(self, writing: Sequence[_Row]) -> None:
+        """Makes more rows of the same memory once the longest prompts are answered."""
+        room = max(self._need(self.waiting[0]), *(row.need for row in writing), 0)
+        count = min(self.tokens // room, len(writing) + len(self.waiting))
+        if count < GROWTH * len(self.rows):
+            return
+        self._close_up()
+        self.cache.arrange(count, room)
+        more = count - len(self.rows)
+        self.rows += [None] * more
+        self.chosen = torch.cat([self.chosen, self.chosen.new_zeros(more)])
+
+    def _choose(self, places: Sequence[int], into: Tensor | slice, logits: Tensor) -> list[_Row]:
+        """Gives the rows at these places their next tokens; here alone a step waits for the device."""
+        rows = [self.rows[place] for place in places]
+        if self.sampling.temperature == 0:
+            chosen = logits.argmax(-1)
+            self.chosen[into] = chosen
+            tokens = chosen.tolist()
+        else:
+            lines = zip(rows, logits.cpu(), strict=True)
+            tokens = [0 if row is None else row.choose(line) for row, line in lines]
+            self.chosen[into] = torch.tensor(tokens, device=logits.device)
+        pairs = [(row, token) for row, token in zip(rows, tokens, strict=True) if row is not None]
+        for row, token in pairs:
+            row.take(token)
+        return [row for row, _ in pairs]
+
+    def _routes_of(self, width: int) -> Routes:
+        """Who answers the next token of each row; a free one goes with any of the others."""
+        model = self.system.model
+        some = next(row for row in self.rows if row is not None)
+        rows = [row or some for row in self.rows[:width]]
+        ones = torch.ones(width, dtype=torch.long, device=model.device)
+        names = tuple(row.adapter for row in rows) if self.named else None
+        return model.embed(_Next(ones, ones, (1,) * width, tuple(row.modality for row in rows), names)).routes
+
+
+@dataclass
+class _Next:
+    """One more token of every row as a packed batch, to ask who answers it."""
+
+    ids: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+    modalities: tuple[str, ...]
+    adapters: tuple[str | None, ...] | None
+    slots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    pictures: Tensor | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    sources: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    targets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
 
 class Chooser:
-    """Picks the next token of one row."""
+    """Samples the next tokens of one row."""
 
     def __init__(self, sampling: Sampling, name: str) -> None:
         self.sampling = sampling
@@ -143,9 +297,7 @@ class Chooser:
 
     def __call__(self, logits: Tensor) -> int:
         """Logits float[V] -> a token id."""
-        if self.sampling.temperature == 0:
-            return int(logits.argmax())
-        probability = torch.softmax(logits.double().cpu() / self.sampling.temperature, dim=-1)
+        probability = torch.softmax(logits.double() / self.sampling.temperature, dim=-1)
         ordered, ids = probability.sort(descending=True, stable=True)
         # Kept: every token before which less than top_p has been reached, so at least one.
         kept = ordered * (ordered.cumsum(0) - ordered < self.sampling.top_p)

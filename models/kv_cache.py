@@ -1,12 +1,15 @@
 """Keys and values that are kept while answers are written, and attention over them.
 
-Shapes: N packed tokens, S segments, B rows (answers), T the longest segment, H query heads, J key-value
-heads, E head width, L room in the cache.
+Shapes: N packed tokens, B rows (answers), S rows of one step, H query heads, J key-value heads, G queries per
+key, E head width, L room of a row, T how much of it a step looks at.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,70 +17,148 @@ from models.attention import PackedAttention
 
 
 class KVCache:
-    """Keys and values of every layer and row, for decoding one more token per row at a time."""
+    """Keys and values of every layer and row, for decoding one more token per row at a time.
 
-    def __init__(self, n_layers: int, rows: int, room: int) -> None:
+    One piece of memory per layer and kind, taken at the first prefill and kept. A free row between others is
+    computed with and not looked at. `tokens` is the size of that memory, where other shapes are to fit too.
+    """
+
+    def __init__(
+        self, n_layers: int, rows: int, room: int, device: torch.device | str = "cpu", tokens: int = 0
+    ) -> None:
         self.keys: list[Tensor | None] = [None] * n_layers  # float[B, J, L, E]
         self.values: list[Tensor | None] = [None] * n_layers
         self.rows, self.room = rows, room
-        self.lengths: Tensor | None = None  # int[B]: how many tokens each row holds
+        self.tokens = max(tokens, rows * room)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # int64[B], where steps read them
+        self.held = [0] * rows  # the same on the host; 0: the row is free
 
-    def prefill(self, packed: PackedAttention) -> _Prefill:
-        """Attention over whole prompts, one segment per row, that also fills the cache."""
-        if len(packed.lengths) != self.rows:
-            raise ValueError(f"cache of {self.rows} rows got {len(packed.lengths)} segments")
-        self.lengths = torch.tensor(packed.lengths, device=packed.device)
-        return _Prefill(self, packed)
+    @property
+    def free(self) -> list[int]:
+        """The rows that hold nothing."""
+        return [row for row, held in enumerate(self.held) if not held]
+
+    @property
+    def used(self) -> int:
+        """How many rows from the first to the last that is not free."""
+        return max((row + 1 for row, held in enumerate(self.held) if held), default=0)
+
+    def prefill(self, packed: PackedAttention, rows: Sequence[int] | None = None) -> _Prefill:
+        """Attention over whole prompts that also fills these rows, one segment each, or all rows."""
+        rows = range(self.rows) if rows is None else rows
+        if len(packed.lengths) != len(rows):
+            raise ValueError(f"cache of {len(rows)} rows got {len(packed.lengths)} segments")
+        for row, length in zip(rows, packed.lengths, strict=True):
+            self.held[row] = length
+        index = torch.tensor(rows)
+        lengths = torch.tensor(packed.lengths)
+        self.lengths[index.to(packed.device)] = lengths.to(packed.device)
+        places = torch.cat([torch.arange(length) for length in packed.lengths])
+        return _Prefill(self, packed, index.repeat_interleave(lengths), places)
 
     def step(self) -> _Step:
         """Attention of one new token per row over everything before it."""
-        if self.lengths is None:
+        span = self.advance()
+        return self.attention(self.used, span)
+
+    def advance(self) -> int:
+        """Counts one more token in every row that is not free, and says how long the longest is then."""
+        if not any(self.held):
             raise ValueError("the cache is empty: prefill it before the first step")
-        if int(self.lengths.max()) >= self.room:
+        if max(self.held) >= self.room:
             raise ValueError(f"the cache has room for {self.room} tokens and is full")
-        self.lengths = self.lengths + 1
-        return _Step(self)
+        self.held = [held + bool(held) for held in self.held]
+        return max(self.held)
+
+    def attention(self, rows: int, span: int) -> _Step:
+        """What `step` gives, for the first rows and places; it asks the device alone and can be captured."""
+        return _Step(self, rows, span)
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Frees rows."""
+        for row in rows:
+            self.held[row] = 0
 
     def keep(self, rows: Tensor) -> None:
-        """Drops every row but these (indices int[B'])."""
-        self.keys = [None if x is None else x[rows] for x in self.keys]
-        self.values = [None if x is None else x[rows] for x in self.values]
-        self.lengths = None if self.lengths is None else self.lengths[rows]
-        self.rows = len(rows)
+        """Frees every row but these (int64[B'] on the host), which become the first ones, in this order."""
+        places = torch.arange(len(rows))
+        moved = places != rows
+        if moved.any():
+            device, most = self.lengths.device, max(self.held)
+            into, out_of = places[moved].to(device), rows[moved].to(device)
+            for x in (*self.keys, *self.values):
+                if x is not None:
+                    x[into, :, :most] = x[out_of, :, :most]
+            self.lengths[into] = self.lengths[out_of]
+        held = [self.held[row] for row in rows.tolist()]
+        self.held = held + [0] * (self.rows - len(held))
+
+    def arrange(self, rows: int, room: int) -> None:
+        """The same memory as other rows of another room; what is held stands in the first ones."""
+        used, most = self.used, max(self.held)
+        if rows * room > self.tokens or rows < used or room < most:
+            raise ValueError(f"{rows} rows of {room} tokens do not fit the cache of {self.tokens}")
+        for held in (self.keys, self.values):
+            held[:] = [None if x is None else _rearranged(x, rows, room, used, most) for x in held]
+        lengths = self.lengths.new_zeros(rows)
+        lengths[:used] = self.lengths[:used]
+        self.lengths, self.held = lengths, self.held[:used] + [0] * (rows - used)
+        self.rows, self.room = rows, room
+
+    def write(self, layer: int, k: Tensor, v: Tensor, row: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts float[N, J, E] into the rows and places of N tokens; the keys and values of the layer."""
+        for held, new in ((self.keys, k), (self.values, v)):
+            x = held[layer]
+            if x is None:  # zeros: what is masked must be finite
+                memory = new.new_zeros(self.tokens * new.shape[1] * new.shape[2])
+                x = held[layer] = _shaped(memory, self.rows, new.shape[1], self.room, new.shape[2])
+            x[row, :, place] = new
+        keys, values = self.keys[layer], self.values[layer]
+        assert keys is not None and values is not None, "written above"
+        return keys, values
 
 
 class _Prefill:
-    def __init__(self, cache: KVCache, packed: PackedAttention) -> None:
+    def __init__(self, cache: KVCache, packed: PackedAttention, row: Tensor, place: Tensor) -> None:
         self.cache, self.packed = cache, packed
+        self.row, self.place = row.to(packed.device), place.to(packed.device)  # int64[N]: where a token goes
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for store, new in ((self.cache.keys, k), (self.cache.values, v)):
-            rows = self.packed.rows(new)
-            room = rows.new_zeros(*rows.shape[:2], self.cache.room, rows.shape[3])
-            room[:, :, : rows.shape[2]] = rows
-            store[layer] = room
+        self.cache.write(layer, k, v, self.row, self.place)
         return self.packed(layer, q, k, v)
 
 
 class _Step:
-    def __init__(self, cache: KVCache) -> None:
-        assert cache.lengths is not None, "step() checks this"
-        self.cache = cache
-        self.row = torch.arange(cache.rows, device=cache.lengths.device)
-        self.place = cache.lengths - 1  # int[B]: where the new token goes
-        held = torch.arange(cache.room, device=cache.lengths.device)
-        self.visible = (held < cache.lengths[:, None])[:, None, None]  # bool[B, 1, 1, L]
+    def __init__(self, cache: KVCache, rows: int, span: int) -> None:
+        self.cache, self.span = cache, span
+        # A free row counts on too, up to the end of its room.
+        self.lengths = cache.lengths[:rows].add_(1).clamp_(max=cache.room)  # int64[S]
+        self.row = torch.arange(rows, device=self.lengths.device)
+        self.place = self.lengths - 1  # int64[S]: where the new token goes
+        held = torch.arange(span, device=self.lengths.device)
+        self.visible = (held < self.lengths[:, None])[:, None, None]  # bool[S, 1, 1, T]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        assert keys is not None and values is not None, "prefill fills every layer"
-        keys[self.row, :, self.place] = k
-        values[self.row, :, self.place] = v
+        keys, values = self.cache.write(layer, k, v, self.row, self.place)
+        # The queries that share a key stand as a sequence: no key is repeated for them.
         mixed = functional.scaled_dot_product_attention(
-            q[:, :, None],
-            keys,
-            values,
+            rearrange(q, "s (j g) e -> s j g e", j=k.shape[1]),
+            keys[: len(q), :, : self.span],
+            values[: len(q), :, : self.span],
             attn_mask=self.visible,
-            enable_gqa=q.shape[1] != keys.shape[1],
         )
-        return mixed[:, :, 0]
+        return rearrange(mixed, "s j g e -> s (j g) e")
+
+
+def _shaped(memory: Tensor, rows: int, heads: int, room: int, width: int) -> Tensor:
+    """The beginning of a piece of memory as float[B, J, L, E]."""
+    strides = (heads * room * width, room * width, width, 1)
+    return torch.as_strided(memory, (rows, heads, room, width), strides)
+
+
+def _rearranged(x: Tensor, rows: int, room: int, used: int, most: int) -> Tensor:
+    """The memory of float[B, J, L, E] as rows of another room, with what the first rows hold."""
+    held = x[:used, :, :most].clone()
+    other = _shaped(x, rows, x.shape[1], room, x.shape[3])
+    other[:used, :, :most] = held
+    return other

@@ -33,6 +33,7 @@ from training.optimizer import (
     optimizer_tensors,
     set_rate,
 )
+from training.out_of_memory import out_of_memory
 from training.parallel import PeerStopped, talking
 from training.run_state import (
     Progress,
@@ -207,8 +208,7 @@ class Trainer:
         except RunError as error:
             raise RunError(f"{error}; {self._kept()}") from error
         except torch.OutOfMemoryError as error:
-            text = f"the GPU's memory is too small for step {index + 1}: lower optim.tokens_per_batch"
-            raise RunError(f"{text} ({optim.tokens_per_batch}); {self._kept()}") from error
+            raise RunError(f"{out_of_memory(error, index + 1, optim)}; {self._kept()}") from error
         if self.ema is not None:
             self.ema.update(self.task.trainables, index)
         self.progress.step = index + 1

@@ -92,7 +92,9 @@ def test_generated_text_decides_the_option(
     system: System, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        runner, "generate", lambda system, batch, sampling: ["The answer is C."] * len(batch.lengths)
+        runner,
+        "answer_all",
+        lambda system, queue, sampling, tokens: ((i, "The answer is C.") for i in range(len(queue.lengths))),
     )
     found = answer(asker(system, picture_loader(system.preprocess)), samples, max_new_tokens=6).predictions
     assert {pid: prediction.option for pid, prediction in found.items()} == {
@@ -109,11 +111,11 @@ def test_of_equally_likely_options_the_first(samples: list[Sample]) -> None:
     assert {prediction.option for prediction in found.values()} == {0}
 
 
-def test_options_that_do_not_differ_in_one_token(system: System, samples: list[Sample]) -> None:
-    twice = replace(samples[0], options=("The answer is AB.", "The answer is AC.", "The answer is B."))
+def test_options_that_are_the_same_are_refused(system: System, samples: list[Sample]) -> None:
     same = replace(samples[0], options=("The answer is A.", "The answer is A."))
-    for sample in (twice, same):
-        with pytest.raises(EvalError, match="question 1: its options do not differ in one token"):
+    twice = replace(samples[0], options=("The answer is AB.", "The answer is AC.", "The answer is AB."))
+    for sample in (same, twice):
+        with pytest.raises(EvalError, match="question 1: two of its options are the same text"):
             choose(asker(system, picture_loader(system.preprocess)), [sample])
 
 

@@ -1,0 +1,73 @@
+"""When the device's memory is full: one line that names the part, and the settings that would help."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import Function
+
+from tests.training.toy import toy_optim, toy_task
+from training.errors import RunError
+from training.loop import train
+from training.settings import RunSettings
+
+
+def full(*_: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class FullBackward(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return full()
+
+
+def cross_entropy(*_: object) -> torch.Tensor:
+    return full()
+
+
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [
+        ("the forward pass", "loss"),
+        ("the logits of the loss", "cross_entropy"),
+        ("the backward pass", "backward"),
+        ("the optimizer", "step"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "more"), [("none", "selective or full"), ("selective", "full"), ("full", None)]
+)
+def test_the_part_and_the_settings_are_named(tmp_path, monkeypatch, part, where, kind, more):
+    task = toy_task(validate=False)
+    plain = type(task.model).loss
+    if where == "step":
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    else:
+        instead = {
+            "loss": full,
+            "cross_entropy": cross_entropy,
+            "backward": lambda batch: FullBackward.apply(plain(task.model, batch)),
+        }[where]
+        monkeypatch.setattr(task.model, "loss", instead if where != "loss" else forward_of(instead))
+    with pytest.raises(
+        RunError, match=f"too small for {part} in step 1: lower optim.tokens_per_batch"
+    ) as error:
+        train(task, toy_optim(epochs=3, checkpointing=kind), RunSettings(tmp_path / "run"))
+    assert (f"set optim.checkpointing to {more}," in str(error.value)) == (more is not None)
+    assert "\n" not in str(error.value)
+
+
+def forward_of(raises):
+    def loss(batch):
+        return raises(batch)
+
+    return loss
+
+
+def step(*_: object, **__: object) -> None:
+    full()
