@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
 from time import process_time
@@ -35,6 +36,7 @@ TINY_TOWER = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
 }
+COMPARED = ("torch", "transformers", "peft", "bitsandbytes")
 Times = Mapping[str, Sequence[float]]
 
 
@@ -100,24 +102,33 @@ def main(name: str, about: str | None, measure: Callable[[bool], tuple[str, dict
     options = parser.parse_args()
     where = environment()
     text, numbers = measure(options.quick)
-    print(f"{where['device']}, {where['threads']} threads, torch {where['torch']}, commit {where['commit']}")
+    threads, torch_version = where["machine"]["threads"], where["versions"]["torch"]
+    print(f"{where['device']}, {threads} threads, torch {torch_version}, commit {where['commit']}")
     print(text)
     if options.json is not None:
-        content = {"benchmark": name, "quick": options.quick, "environment": where, **numbers}
+        content = {"benchmark": name, "quick": options.quick, **where, **numbers}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the versions a number belongs to."""
+    """The device, the versions and the commit a number belongs to, and what else the machine did."""
     return {
-        "device": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # before the benchmark: what else ran
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in COMPARED},
         "commit": _commit(),
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "load": round(os.getloadavg()[0], 2),  # before the benchmark: what else ran
+        },
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def small_model(quick: bool = False, tower: TowerSpec | None = None) -> MultimodalLM:

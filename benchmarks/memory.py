@@ -1,8 +1,8 @@
 """How true the memory is that `train.py --plan` foretells, and what checkpointing saves.
 
-A step of `ours` at the training benchmark's shape, by the kind of checkpointing: the peak that is foretold from
-shapes alone (weights, trained parameters, what is kept for the backward pass, what is at work) over the one
-that is measured in a process of its own. Goal: 0.9 to 1.1.
+A step of `ours` at the training benchmark's shape, by the kind of checkpointing: the peak that is foretold
+from shapes alone (weights, trained parameters, what is kept for the backward pass, what is at work) over the
+one that is measured in a process of its own. Goal: 0.9 to 1.1.
 
     python -m benchmarks.memory [--shape cpu-small|7b] [--json FILE]       about two minutes on two cores
 """
@@ -29,7 +29,7 @@ from models.multimodal import MultimodalLM
 KINDS = ("none", "selective", "full")
 
 
-def measure(quick: bool, name: str) -> tuple[str, dict[str, Any]]:
+def measure(quick: bool, name: str = "cpu-small") -> tuple[str, dict[str, Any]]:
     """Foretold and measured peaks of both prompt formats."""
     name = "tiny" if quick else name
     shape = SHAPES[name]

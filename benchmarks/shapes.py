@@ -74,7 +74,7 @@ SHAPES = {
 
 
 def training_model(shape: TrainShape, device: torch.device) -> MultimodalLM:
-    """A system of random weights with an adapter of LaVIN's settings that trains; on `meta` without memory."""
+    """A system of random weights with a fresh adapter of LaVIN's settings; on `meta` without memory."""
     torch.manual_seed(0)
     config = shape.decoder
     with torch.device("meta"):

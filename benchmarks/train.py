@@ -73,7 +73,7 @@ def make_step(name: str, case: Case) -> Step:
     return made[name]()
 
 
-def measure(quick: bool, name: str) -> tuple[str, dict[str, Any]]:
+def measure(quick: bool, name: str = "cpu-small") -> tuple[str, dict[str, Any]]:
     """Times in turns, then memory, one contestant after the other."""
     name = "tiny" if quick else name
     shape = SHAPES[name]

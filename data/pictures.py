@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Prepared:
 
 def open_picture(path: Path) -> Image.Image:
     """The picture of a file as RGB, over white where it is transparent; only the first of an animation."""
-    with _named_errors(path), Image.open(path) as picture:
+    with named_errors(path), Image.open(path) as picture:
         # The header is read by now, the pixels are not.
         _allowed(path, picture.size)
         if picture.mode == "F":
@@ -58,7 +58,7 @@ def _allowed(path: Path, size: tuple[int, int]) -> tuple[int, int]:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Every way a picture file can be wrong, in one line with its name."""
     try:
         yield
@@ -97,16 +97,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def picture_loader(
-    preprocess: Callable[[Image.Image], Tensor], max_items: int = 0
-) -> Callable[[Path], Prepared]:
-    """What `collate` calls: path to views; the last `max_items` results are kept in memory."""
+def picture_loader(preprocess: Callable[[Image.Image], Tensor]) -> Callable[[Path], Prepared]:
+    """From a path to the views that preprocessing gives; picklable where the preprocessing is."""
+    return partial(_prepared, preprocess)
 
-    def load(path: Path) -> Prepared:
-        picture = open_picture(path)
-        return Prepared(preprocess(picture), picture.size)
 
-    return lru_cache(maxsize=max_items)(load) if max_items else load
+def _prepared(preprocess: Callable[[Image.Image], Tensor], path: Path) -> Prepared:
+    picture = open_picture(path)
+    return Prepared(preprocess(picture), picture.size)
 
 
 def slot_counter(fixed: int | None, of_size: Callable[[int, int], int] | None = None) -> SlotsOf:
@@ -125,7 +123,7 @@ def slot_counter(fixed: int | None, of_size: Callable[[int, int], int] | None = 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a picture file, from its header alone."""
-    with _named_errors(path), Image.open(path) as picture:
+    with named_errors(path), Image.open(path) as picture:
         return _allowed(path, picture.size)
 
 

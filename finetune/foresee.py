@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from finetune.features import require_still_tower
 from finetune.recipe import Recipe
 from models.build import outline
 from training.errors import RunError
@@ -17,6 +18,8 @@ def foresee(stages: Mapping[str, Recipe]) -> None:
     for name, recipe in stages.items():
         model = outline(recipe.base)
         model.adapters.add_adapter("default", recipe.settings)
+        if recipe.data.feature_cache:
+            require_still_tower(model)
         held = {key: p.shape for key, p in model.adapters.trainable_parameters().items()}
         parts = {model.part_of(key) for key in held}
         if unknown := sorted(recipe.optim.parts.keys() - parts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,9 @@ import torch
 from finetune.recipe import Recipe
 from models.build import DTYPES, outline
 from models.multimodal import MultimodalLM
+from models.offload import ROOM, held_away, is_away
 from models.quantise import check_kind, weight_bytes
+from training.optimizer import average_bytes
 
 TRAINED = 16  # bytes of a trained parameter: itself, its gradient and AdamW's two averages in fp32
 GIB = 2**30
@@ -77,15 +79,19 @@ def plan(recipe: Recipe, name: str = "") -> Plan:
     with torch.device("meta"):
         model.adapters.add_adapter("default", recipe.settings)
     trained: Counter[str] = Counter()
+    spared: dict[str, float] = defaultdict(float)  # bytes of averages in fewer bits
     for key, parameter in model.adapters.trainable_parameters().items():
-        trained[model.part_of(key)] += parameter.numel()
+        part, numbers = model.part_of(key), parameter.numel()
+        trained[part] += numbers
+        spared[part] += 8 * numbers - average_bytes(recipe.optim.optimizer, numbers)
     still = {part for part, rate in recipe.optim.parts.items() if rate == 0}
     lines = []
     for part in ("decoder", "tower", "projector", "adapters"):
         own, held = _base(model, part, recipe)
         count = trained[part]
         moved = 0 if part in still else count
-        lines.append(Line(part, own or count, moved, held + TRAINED * moved + 4 * (count - moved)))
+        learning = TRAINED * moved - (spared[part] if moved else 0)
+        lines.append(Line(part, own or count, moved, held + learning + 4 * (count - moved)))
     method = f"method {recipe.method}"
     if recipe.base.quantise != "none":
         method += f" on a base in {recipe.base.quantise}"
@@ -95,10 +101,15 @@ def plan(recipe: Recipe, name: str = "") -> Plan:
 def _base(model: MultimodalLM, part: str, recipe: Recipe) -> tuple[int, float]:
     """Parameters of a part of the base, and the bytes they take."""
     full = DTYPES[recipe.base.precision].itemsize
+    away = held_away(recipe.run.offload, len(model.decoder.blocks)) if part == "decoder" else ()
+    guests = away[:ROOM]  # blocks are alike: so many have room, whichever they are
     count, size = 0, 0.0
     for name, parameter in model.adapters.base.items():
         if name.startswith(f"{part}."):
             count += parameter.numel()
+            within = name.removeprefix(f"{part}.")
+            if is_away(within, parameter.shape, away) and not is_away(within, parameter.shape, guests):
+                continue
             linear = name.startswith("decoder.blocks.") and parameter.ndim == 2
             size += weight_bytes(recipe.base.quantise if linear else "none", parameter.shape, full)
     return count, size

@@ -45,6 +45,12 @@ class DataSettings:
     """what to do with longer ones: error, truncate (shortens the prompt) or drop"""
     pictures_in_memory: int = 0
     """number of prepared pictures to keep in memory"""
+    workers: int | None = None
+    """processes that decode pictures ahead; 0: none. By default one for every four cores, at most 8"""
+    picture_cache: Path | None = None
+    """folder to keep prepared pictures in, for this run and later ones"""
+    feature_cache: Path | None = None
+    """folder to keep the tower's features of pictures in, where the recipe trains nothing in the tower"""
     licence: str = ""
     """licence of the data, told in the adapter's model card; empty if it is not known"""
 
@@ -54,7 +60,12 @@ class DataSettings:
             raise RunError(f"data.template is {self.template!r}: choose {', '.join(TEMPLATES)}")
         if not self.train and not self.mix:
             raise RunError("data.train is empty: name the split to train on")
-        for name, least in (("max_tokens", 1), ("validation_limit", 1), ("pictures_in_memory", 0)):
+        for name, least in (
+            ("max_tokens", 1),
+            ("validation_limit", 1),
+            ("pictures_in_memory", 0),
+            ("workers", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RunError(f"data.{name} is {value}: it must be at least {least}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,15 +13,19 @@ from typing import Any, Literal
 import torch
 
 from data.epochs import EpochOrder, micro_batches
-from data.packing import LoadPicture, PackedBatch, collate, pack
-from data.pictures import check_pictures, picture_loader
+from data.packing import PackedBatch, collate, pack
+from data.picture_workers import Pictures
+from data.pictures import check_pictures
+from data.sample import Tokens
 from eval.results import versions
 from eval.runner import Asker, accuracy
 from eval.statistics import wilson
+from finetune.features import images_of, pictures_of
 from finetune.recipe import Recipe, reader
 from finetune.samples import Data, open_sources, read_data
 from mma.storage import begin_from
 from models.build import System, build_base, outline
+from models.compiled import compile_blocks
 from models.tensor_parallel import split_decoder, tensor_parallel
 from training.batches import LazyBatches
 from training.errors import RunError
@@ -38,7 +42,8 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Task:
     sources = open_sources(recipe)
     sharded = recipe.run.shard and world.size > 1
     # Whole at first, and its digest with it; only a share of it goes to the device.
-    system = build_base(recipe.base, torch.device("cpu") if sharded or world.split else device)
+    whole = torch.device("cpu") if sharded or world.split else device
+    system = build_base(recipe.base, whole, recipe.run.offload)
     adapters = system.model.adapters
     if world.split:
         split(recipe, system, device)
@@ -121,12 +126,14 @@ def make_task(
     """What the training loop needs to know of model and data."""
     optim, adapters = recipe.optim, system.model.adapters
     system.model.checkpointing = optim.checkpointing
+    if recipe.run.compile:
+        compile_blocks(system.model)
     order = EpochOrder(len(data.train), optim.seed)
-    load_picture = picture_loader(system.preprocess, recipe.data.pictures_in_memory)
+    pictures = pictures_of(recipe, system, data, world)
 
     def batches_of_step(step: int) -> LazyBatches:
         groups = micro_batches(data.train, order.step(step, optim.batch), optim.tokens_per_batch)
-        return LazyBatches([lambda group=group: collate(group, load_picture) for group in groups])
+        return LazyBatches([partial(batch_of, group, pictures) for group in groups])
 
     def save_adapter(folder: Path, where: dict[str, Any]) -> None:
         scores = told(where["scores"], recipe.data.validated, len(data.questions))
@@ -138,11 +145,16 @@ def make_task(
         batches_of_step=batches_of_step,
         steps_per_epoch=order.steps_per_epoch(optim.batch),
         save_adapter=save_adapter,
-        validate=make_validation(recipe, system, data, load_picture) if data.validation else None,
+        validate=make_validation(recipe, system, data, pictures) if data.validation else None,
         device=device,
         part_of=system.model.part_of,
         world=world,
     )
+
+
+def batch_of(group: Sequence[Tokens], pictures: Pictures) -> PackedBatch:
+    """The batch of some samples, whose pictures are loaded side by side."""
+    return collate(group, pictures.ahead(images_of(group)))
 
 
 def told(scores: dict[str, float] | None, split: str, questions: int) -> dict[str, Any] | None:
@@ -159,18 +171,18 @@ def told(scores: dict[str, float] | None, split: str, questions: int) -> dict[st
 
 
 def make_validation(
-    recipe: Recipe, system: System, data: Data, load_picture: LoadPicture
+    recipe: Recipe, system: System, data: Data, pictures: Pictures
 ) -> Callable[[], dict[str, float]]:
     """Loss per supervised token and share of right choices on the validation split."""
     budget = recipe.optim.tokens_per_batch
     long: Literal["error", "truncate"] = "truncate" if recipe.data.long == "truncate" else "error"
-    asker = Asker(system, data.template, load_picture, budget, long, progress=False)
+    asker = Asker(system, data.template, pictures, budget, long, progress=False)
     groups = pack([len(tokens) for tokens in data.validation], budget)
 
     def validate() -> dict[str, float]:
         loss, count = 0.0, 0
         for group in groups:
-            batch: PackedBatch = collate([data.validation[index] for index in group], load_picture)
+            batch = batch_of([data.validation[index] for index in group], pictures)
             loss += system.model.loss(batch.to(system.model.device)).item()
             count += batch.targets.numel()
         return {"loss": loss / count, "accuracy": accuracy(asker, data.questions)}

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mma.config import BottleneckConfig, MMAConfig, SiteConfig
 from mma.errors import AdapterError
+from mma.fused import Norm, Routed, Weights, fronted, mixed, normed
 from mma.lowrank import LowRank
 from mma.routing import Routes, RouteState, spread
 
@@ -31,6 +31,10 @@ class SiteAdapter(nn.Module):
     def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
         """Input x and output y of the wrapped module -> the adapted output."""
         raise NotImplementedError
+
+    def behind(self, norm: Norm, x: Tensor, routes: Routes | None) -> Tensor | None:
+        """Norm and module in one step, float[..., C] -> float[..., C]; None where there is no such step."""
+        return None
 
     def fold(self, modality: int) -> LowRank:
         """What it adds for a modality as a low-rank map; raises AdapterError with the reason if none."""
@@ -59,22 +63,36 @@ class Mixture(SiteAdapter):
         """x float[..., C], route weights float[..., K] -> sum_k w_k (B_k z + b_k), float[..., C]."""
         z = self.dropout(_linear(self.down, x))
         # Weighting the bottleneck instead of the outputs keeps the K outputs from ever being formed.
-        weighted = weights[..., :, None] * rearrange(z, "... (g r) -> g ... 1 r", g=self.groups)
-        per_group = rearrange(weighted, "g ... k r -> g (...) (k r)")
-        up = rearrange(self.up.to(x.dtype), "k (g c) r -> g (k r) c", g=self.groups)
-        out = rearrange(torch.bmm(per_group, up), "g n c -> n (g c)").reshape(x.shape)
-        return out + weights @ self.route_biases().to(x.dtype)
+        weighted = (weights[..., :, None] * z[..., None, :]).flatten(-2)
+        up = self.dense_up().to(x.dtype).transpose(1, 2).flatten(0, 1)
+        out: Tensor = weighted @ up + weights @ self.route_biases().to(x.dtype)
+        return out
 
     def route_biases(self) -> Tensor:
         """The biases of the routes, float[K, C]."""
-        return rearrange(self.up_bias, "(k c) -> k c", k=len(self.up))
+        return self.up_bias.view(len(self.up), -1)
 
     def dense_up(self) -> Tensor:
         """The up-projections as full matrices float[K, C, r]: zero outside their groups."""
-        blocks = rearrange(self.up, "k (g c) r -> g k c r", g=self.groups)
-        width = blocks.shape[-1]
-        placed = [(index * width, (self.groups - 1 - index) * width) for index in range(self.groups)]
-        return torch.cat([functional.pad(b, pad) for b, pad in zip(blocks, placed, strict=True)], dim=1)
+        if self.groups == 1:
+            return self.up
+        routes, channels, width = self.up.shape
+        # Multiplied with the same tensor of zeros and ones instead of being put into place piece by piece.
+        own = torch.eye(self.groups, dtype=self.up.dtype, device=self.up.device)
+        blocks = self.up.view(routes, self.groups, -1, 1, width) * own[:, None, :, None]
+        return blocks.reshape(routes, channels, self.groups * width)
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What the dropout does to the bottleneck of float[..., C], as factors float[N, r]; None: nothing."""
+        if not self.training or self.dropout.p == 0:
+            return None
+        kept: Tensor = self.dropout(x.new_ones(x[..., 0].numel(), len(self.down.weight)))
+        return kept
+
+    def tensors(self, router: nn.Linear | None = None) -> Weights:
+        """The weights for one step with the norm; with a router the tokens route themselves."""
+        tensors = Weights(self.down.weight, self.down.bias, self.dense_up(), self.route_biases())
+        return tensors if router is None else Weights(*tensors[:4], router.weight, router.bias)
 
     def folded(self, weights: Tensor) -> LowRank:
         """What is added with fixed route weights float[K]."""
@@ -102,26 +120,41 @@ class ModalityRouted(Mixture):
 
     def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
         """float[..., C] -> float[..., C], each token with the weights of its modality."""
-        if routes is None:
-            raise RuntimeError("a site routed by modality was run without saying what its tokens carry")
-        weights = spread(self._weights_of(y, routes), routes.token_modality)
+        routes = _known(routes)
+        rows = routes.modality_rows
+        front = None if rows is None else y.reshape(-1, y.shape[-1]).index_select(0, rows)
+        weights = spread(self._weights_of(front, routes), routes.token_modality)
         return y + self.scale * self.update(y, weights.to(y.dtype))
+
+    def behind(self, norm: Norm, x: Tensor, routes: Routes | None) -> Tensor:
+        """See SiteAdapter."""
+        routes, front = _known(routes), None
+        if routes.modality_rows is not None:
+            flat, front = fronted(x.reshape(-1, x.shape[-1]), routes.modality_rows)
+            x, front = flat.view(x.shape), normed(front, norm)[0]
+        of_token = routes.token_modality.expand(x.shape[:-1]).reshape(-1)
+        routed = Routed(self._weights_of(front, routes), of_token)
+        return mixed(x, norm, self.tensors(), routed, self.kept(x), self.scale)
 
     def fold(self, modality: int) -> LowRank:
         """See SiteAdapter; the weights come from the routing table."""
         assert self.table is not None, "the table is evaluated before anything is folded"
         return self.folded(self.table[modality])
 
-    def _weights_of(self, y: Tensor, routes: Routes) -> Tensor:
-        if routes.modality_rows is None:
+    def _weights_of(self, front: Tensor | None, routes: Routes) -> Tensor:
+        """Route weights float[M, K]: of the modality tokens' normed rows float[M, C] where these stand."""
+        if front is None:
             weights = self.seen if routes.held else self.table
             assert weights is not None, "the router pass or the table comes before the samples"
             return weights
-        flat = y.reshape(-1, y.shape[-1])
-        weights = self.weights(flat.index_select(0, routes.modality_rows).float())
-        if weights.requires_grad:
+        weights = self.weights(front.float())
+        if weights.requires_grad and torch.compiler.is_compiling():
+            self._state.uncounted = True  # a compiled graph takes no hook
+        elif weights.requires_grad:
             weights.register_hook(self._state.count_gradient)  # type: ignore[no-untyped-call]
-        self.seen = weights
+        # Behind a pass of modality tokens alone the graph is needed; elsewhere it would only take memory.
+        alone = len(routes.token_modality) == len(front)
+        self.seen = weights if alone else weights.detach()
         return weights
 
 
@@ -137,6 +170,11 @@ class TokenRouted(Mixture):
         """float[..., C] -> float[..., C]; a token's company makes no difference."""
         weights = torch.softmax(_linear(self.router, y).float() / self.temperature, dim=-1)
         return y + self.scale * self.update(y, weights.to(y.dtype))
+
+    def behind(self, norm: Norm, x: Tensor, routes: Routes | None) -> Tensor:
+        """See SiteAdapter."""
+        tensors = self.tensors(self.router)
+        return mixed(x, norm, tensors, Routed(), self.kept(x), self.scale, self.temperature)
 
     def fold(self, modality: int) -> LowRank:
         """Refused: the weights differ from token to token."""
@@ -161,6 +199,14 @@ class VectorRouted(Mixture):
     def forward(self, x: Tensor, y: Tensor, routes: Routes | None) -> Tensor:
         """float[..., C] -> float[..., C]."""
         return y + self.scale * self.update(y, self.weights().to(y.dtype).expand(*y.shape[:-1], -1))
+
+    def behind(self, norm: Norm, x: Tensor, routes: Routes | None) -> Tensor:
+        """See SiteAdapter; one vector for all tokens makes the routes one."""
+        weights = self.weights().to(self.up.dtype)
+        up = torch.einsum("k,kcr->cr", weights, self.dense_up())[None]
+        bias = (weights @ self.route_biases())[None]
+        tensors = Weights(self.down.weight, self.down.bias, up, bias)
+        return mixed(x, norm, tensors, Routed(), self.kept(x), self.scale)
 
     def fold(self, modality: int) -> LowRank:
         """See SiteAdapter; the same for every modality."""
@@ -208,6 +254,12 @@ class Bottleneck(Mixture):
         z = self.dropout(ACTIVATIONS[self.activation](_linear(self.down, y)))
         return y + self.scale * functional.linear(z, self.up[0].to(y.dtype), self.up_bias.to(y.dtype))
 
+    def behind(self, norm: Norm, x: Tensor, routes: Routes | None) -> Tensor | None:
+        """See SiteAdapter; not with an activation."""
+        if self.activation != "none":
+            return None
+        return mixed(x, norm, self.tensors(), Routed(), self.kept(x), self.scale)
+
     def fold(self, modality: int) -> LowRank:
         """See SiteAdapter; refused where an activation stands between down and up."""
         if self.activation != "none":
@@ -216,6 +268,13 @@ class Bottleneck(Mixture):
                 "merged; train with activation: none"
             )
         return self.folded(self.up.new_ones(1))
+
+
+def _known(routes: Routes | None) -> Routes:
+    """The routing that a site routed by modality cannot do without."""
+    if routes is None:
+        raise RuntimeError("a site routed by modality was run without saying what its tokens carry")
+    return routes
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

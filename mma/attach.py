@@ -100,8 +100,10 @@ class _Foreign:
         modality = self.adapters.part("modality")
         assert isinstance(modality, nn.Embedding), "only routed adapters have a router pass"
         rows = torch.arange(modality.num_embeddings, device=modality.weight.device)
+        tokens = modality.weight[:, None]
+        self.adapters.state.watch(tokens)
         with self.adapters.state.use(Routes(rows[:, None], rows)):
-            _run_decoder(self.holder["decoder"], modality.weight[:, None])
+            _run_decoder(self.holder["decoder"], tokens)
 
 
 class _Identity(Mapping[str, Any]):

@@ -26,6 +26,7 @@ from mma.adapter import (
 )
 from mma.bank_stack import Stack
 from mma.config import AdapterConfig, BottleneckConfig, LoraConfig, MMAConfig
+from mma.fused import norm_of
 from mma.lora import Lora
 from mma.plan import BankPlan
 from mma.routing import Routes, RouteState
@@ -62,9 +63,12 @@ class Wrapped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[..., C] -> float[..., C']."""
-        y: Tensor = self.base(x)
         routes = self._state.current
         adapter = self.adapters[self.active] if self.active is not None else None
+        fused = self._in_one_step(x, adapter, routes)
+        if fused is not None:
+            return fused
+        y: Tensor = self.base(x)
         if routes is None:
             return y if adapter is None else adapter(x, y, None)
         shape = y.shape
@@ -74,6 +78,16 @@ class Wrapped(nn.Module):
         elif adapter is not None:
             y = adapter(x, y, routes)
         return y.reshape(shape)
+
+    def _in_one_step(self, x: Tensor, adapter: nn.Module | None, routes: Routes | None) -> Tensor | None:
+        """Norm and adapter in one step (`mma/fused.py`); None where only both one by one will do."""
+        if not isinstance(adapter, SiteAdapter) or (routes is not None and routes.plan is not None):
+            return None
+        norm = norm_of(self.base, x)
+        if norm is None:
+            return None
+        y = adapter.behind(norm, x if routes is None else routes.by_rows(x), routes)
+        return None if y is None else y.reshape(x.shape)
 
     def _by_plan(
         self, x: Tensor, y: Tensor, adapter: nn.Module | None, routes: Routes, plan: BankPlan

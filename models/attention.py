@@ -47,15 +47,6 @@ class PackedAttention:
         parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
         return torch.cat([_segment(*part) for part in parts]).to(kind)
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Packed float[N, J, E] -> float[S, J, T, E] in the order of the segments, zero filled."""
-        return torch.stack(
-            [
-                functional.pad(rearrange(part, "t j e -> j t e"), (0, 0, 0, self.longest - len(part)))
-                for part in x.split(self.lengths)
-            ]
-        )
-
 
 def _segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of one segment: float[T, H, E] with keys and values float[T, J, E]."""

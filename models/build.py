@@ -47,7 +47,7 @@ class BaseSettings:
         architecture: Name of the decoder's architecture (docs/models.md), for a plan without weights; a
             folder's own description counts where there is one.
         delta: Folder of a delta that is added to the decoder's weights (old Vicuna).
-        quantise: Decoder blocks in fewer bits: none, int8 or nf4.
+        quantise: Decoder blocks in fewer bits: none, int8, nf4 or fp8.
         tower_features: What is read of the tower: class (its class token after every n-th block) or patches.
         tower_gelu: Form of GELU in the tower: exact or tanh; empty: as its weights were trained with.
         tower_layer: Which layer patches are read of, counted as hidden states: -2 is the last but one.
@@ -109,14 +109,17 @@ SEEN = ("tower_features", "tower_every", "tower_layer", "tower_gelu", "pictures"
 IDENTITY_DIGESTS = ("base_digest", "tower_digest", "tokenizer_digest")
 
 
-def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> System:
+def build_base(settings: BaseSettings, device: torch.device | str = "cpu", offload: int = 0) -> System:
     """Reads decoder, tower and tokenizer; no adapter is attached yet.
 
-    Raises ModelError when a file is missing, unreadable, or the parts do not belong together.
+    The weights of `offload` blocks of the decoder stay in the host's memory (models/offload.py). Raises
+    ModelError when a file is missing, unreadable, or the parts do not belong together.
     """
     folder = Path(settings.decoder)
     if not folder.is_dir():
         raise ModelError(f"base: there is no folder {folder}; set base.decoder to the decoder's folder")
+    if offload and settings.quantise != "none":
+        raise ModelError("offload: only full weights are held away; turn off base.quantise or run.offload")
     dtype = DTYPES[settings.precision]
     tokenizer = load_tokenizer(Path(settings.tokenizer or folder))
     decoder = load_decoder(
@@ -125,6 +128,7 @@ def build_base(settings: BaseSettings, device: torch.device | str = "cpu") -> Sy
         device=device,
         delta=Path(settings.delta) if settings.delta else None,
         quantise=quantiser(settings.quantise, dtype),
+        offload=offload,
     )
     if tokenizer.vocab_size > decoder.config.vocab_size:
         raise ModelError(

@@ -20,6 +20,9 @@ from models.weight_names import hf_name
 
 # Parts of LLaVA beside its decoder.
 BESIDE = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|mm_projector|image_newline)(\.|$)")
+# What was read of a mapped file counts as memory until the file is closed, also where a tensor was cast or
+# moved to a device since; so files are closed and opened again after so many bytes.
+MAPPED = 64 * 2**20
 SINGLE = ("model.safetensors", "pytorch_model.bin")  # the first that is there counts; so do its shards
 
 
@@ -30,11 +33,17 @@ class TensorFolder:
         self.folder = folder
         self.files = _files(folder)
         self._opened = cache(_open)
+        self._read = 0
 
     def read(self, name: str) -> Tensor:
-        """The tensor of that name, which must be among `files`."""
+        """The tensor of that name, which must be among `files`: a part of the mapped file."""
+        if self._read > MAPPED:
+            self._opened.cache_clear()
+            self._read = 0
         path = self.folder / self.files[name]
-        return _get(self._opened(path), path, name)
+        tensor = _get(self._opened(path), path, name)
+        self._read += tensor.nbytes
+        return tensor
 
 
 def open_hf(folder: Path) -> Checkpoint:

@@ -135,6 +135,7 @@ class MultimodalLM(nn.Module):
                 return self.decode(stream, PackedAttention(stream.lengths, self.device), tokens)
             count = len(self.adapters.config.modalities)
             routed = self._with_modality_tokens(stream)
+            self.adapters.state.watch(routed.x)
             if tokens is not None:  # the modality tokens go on too: the last sites read them
                 tokens = torch.cat([torch.arange(count, device=self.device), tokens + count])
             return self._through(routed, PackedAttention(routed.lengths, self.device), tokens)[count:]
@@ -189,6 +190,7 @@ class MultimodalLM(nn.Module):
     ) -> Tensor:
         """Views float[V, 3, H, W] of pictures -> float[M, D], what stands in their slots.
 
+        What a frozen tower has made of views, float[V, K, C], does as well; a bank is given views.
         Sizes are those of the pictures' files; without them every view is a picture of its own. With names,
         every picture goes through tower adapters and projector of its own adapter of the bank.
         """
@@ -200,7 +202,8 @@ class MultimodalLM(nn.Module):
                 assert projector is not None, "the bare base shows no pictures"
                 newline = self.adapters.part("newline")
                 newlines = None if newline is None else [newline.weight[0]] * len(sizes)
-                return self.layout.arrange(projector(self.tower(pictures).float()), sizes, newlines)
+                features = pictures if pictures.ndim == 3 else self.tower(pictures)
+                return self.layout.arrange(projector(features.float()), sizes, newlines)
             return self._project_by_name(pictures, sizes, names)
 
     def _project_by_name(

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from models.errors import ModelError
+from models.fp8 import Fp8Linear
 
-KINDS = ("none", "int8", "nf4")
+KINDS = ("none", "int8", "nf4", "fp8")
 Quantise = Callable[[nn.Linear, Tensor], nn.Module]
 """(a linear layer without memory, its weight) -> the layer that takes its place; its bias is filled later."""
 
@@ -32,7 +34,7 @@ def check_kind(kind: str) -> None:
 
 def weight_bytes(kind: str, shape: torch.Size, full: int) -> float:
     """Bytes of a linear layer's weight [O, C]; `full` are those of one unquantised number."""
-    if kind == "int8":
+    if kind in ("int8", "fp8"):
         return shape.numel() + 4 * shape[0]
     # Double quantisation leaves 0.127 bits of scales beside each 4 bits (arXiv 2305.14314, section 3).
     return shape.numel() * (4.127 / 8 if kind == "nf4" else full)
@@ -42,13 +44,15 @@ def quantiser(kind: str, compute: torch.dtype) -> Quantise | None:
     """What makes the quantised layers; None for `none`.
 
     `int8` has the weights of LLM.int8() (arXiv 2208.07339, section 2), `nf4` the normal float of QLoRA with
-    double quantisation (arXiv 2305.14314, section 3). Activations are never quantised: LLM.int8() chooses
-    its outliers over a whole batch, so an answer would depend on its batch mates. Raises ModelError for
-    another kind, or without bitsandbytes.
+    double quantisation (arXiv 2305.14314, section 3). Activations are not quantised with them: LLM.int8()
+    chooses its outliers over a whole batch, so an answer would depend on its batch mates. `fp8` rounds both
+    (models/fp8.py). Raises ModelError for another kind, or without bitsandbytes where that is needed.
     """
     check_kind(kind)
     if kind == "none":
         return None
+    if kind == "fp8":
+        return Fp8Linear
     if find_spec("bitsandbytes") is None:
         raise ModelError(f"base: quantise {kind} needs bitsandbytes; pip install bitsandbytes")
     return _int8_layer if kind == "int8" else _nf4_layer(compute)
@@ -70,17 +74,22 @@ class Int8Linear(nn.Linear):
 
 
 class _BySteps(torch.autograd.Function):
-    """The product with a weight in steps, which is widened anew for the gradient and never kept."""
+    """The product with a weight in steps, which is widened anew for the gradient and never kept.
+
+    The steps' sizes are in fp32, and so is the product with them, in registers: no fp32 tensor is made.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, step: Tensor) -> Tensor:
         ctx.save_for_backward(weight, step)
-        return (functional.linear(x, weight.to(x.dtype)).float() * step).to(x.dtype)
+        return functional.linear(x, weight.to(x.dtype)).mul_(step)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weight, step = ctx.saved_tensors
-        return (grad.float() * step).to(grad.dtype) @ weight.to(grad.dtype), None, None
+        scaled = torch.mul(grad, step, out=torch.empty_like(grad))
+        return scaled @ weight.to(grad.dtype), None, None
 
 
 def _int8_layer(linear: nn.Linear, weight: Tensor) -> nn.Module:

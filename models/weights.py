@@ -20,6 +20,7 @@ from models.errors import ModelError
 from models.hf_config import FAMILIES, read_hf_config
 from models.hf_folder import open_hf
 from models.meta_folder import open_meta
+from models.offload import held_away, is_away, keep_away
 from models.quantise import Quantise
 from models.rope import Rotary
 
@@ -35,13 +36,15 @@ def load_decoder(
     device: torch.device | str = "cpu",
     delta: Path | None = None,
     quantise: Quantise | None = None,
+    offload: int = 0,
 ) -> Decoder:
     """The decoder in a Meta or Hugging Face folder.
 
     A delta is a Hugging Face folder whose tensors are added (Vicuna v0 and v1.1); its rows beyond the base's
     vocabulary are left out. `quantise` is asked for every linear layer of a block, never for embedding,
-    output layer or norms. Raises ModelError when a file is missing, unreadable or does not fit the folder's
-    own description, and for a delta of another model.
+    output layer or norms. The weights of `offload` blocks stay in the host's memory (models/offload.py).
+    Raises ModelError when a file is missing, unreadable or does not fit the folder's own description, and for
+    a delta of another model.
     """
     source = open_folder(folder)
     added = None if delta is None else _open_delta(delta, source)
@@ -49,14 +52,18 @@ def load_decoder(
         decoder = Decoder(source.config)
     wanted = {name: parameter.shape for name, parameter in decoder.named_parameters()}
     _check_names(source, wanted)
+    away = held_away(offload, source.config.n_layers)
     for name, shape in wanted.items():
         tensor = source.tensor(name, shape)
         if added is not None:
             tensor = _plus_delta(added, name, tensor)
-        _place(decoder, name, tensor.to(device=device, dtype=dtype), quantise)
+        there = "cpu" if is_away(name, shape, away) else device
+        _place(decoder, name, tensor.to(device=there, dtype=dtype), quantise)
         del tensor  # it would be held while the next one is read
     if source.config.tied:
         decoder.head.weight = decoder.embed.weight
+    if away:
+        keep_away(decoder, away, torch.device(device))
     config = source.config
     decoder.rotary = Rotary(config.turning, config.rope_theta, config.rope_scaling).to(device)
     return decoder.eval()

@@ -37,4 +37,4 @@ def test_a_benchmark_runs(name, tmp_path, monkeypatch, capsys):
         assert all(row.get("same_answers", 1.0) == 1.0 for row in content["contestants"].values())
     else:
         assert content["same_choices"] is True
-    assert content["environment"]["device"] in capsys.readouterr().out
+    assert content["device"] in capsys.readouterr().out

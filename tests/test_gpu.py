@@ -81,7 +81,7 @@ def test_a_bf16_base_trains(tiny_base):
     assert losses[-1] < 0.75 * losses[0]
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
 def test_a_quantised_base_equals_the_cpu(tiny_base, kind):
     pytest.importorskip("bitsandbytes")
     base = replace(tiny_base, quantise=kind)
@@ -94,7 +94,7 @@ def test_a_quantised_base_equals_the_cpu(tiny_base, kind):
     }
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
 def test_a_quantised_base_trains_and_stays_as_it_is(tiny_base, kind):
     pytest.importorskip("bitsandbytes")
     system = system_on(replace(tiny_base, quantise=kind), "cuda", "bf16")

@@ -1,10 +1,11 @@
-"""The micro-batches of a step: which of them a process computes, made while the step before is computed."""
+"""The micro-batches of a step: which of them a process computes, made while those before are computed."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from training.parallel import World
+
+AHEAD = 2  # steps whose batches wait in memory: one evens nothing out when a step's pictures are large
 
 
 class Batch(Protocol):
@@ -66,11 +69,13 @@ def batch_seed(seed: int, step: int, index: int) -> int:
 def prefetched(
     passes_of_step: Callable[[int], list[Pass]], first: int, end: int
 ) -> Generator[list[Pass], None, None]:
-    """The passes of the steps in order; those of the next one are made while a step computes."""
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        coming = pool.submit(passes_of_step, first) if first < end else None
+    """The passes of the steps in order; those of the next `AHEAD` are made while a step computes."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    coming: deque[Future[list[Pass]]] = deque()
+    try:
         for step in range(first, end):
-            assert coming is not None, "the last step submits nothing"
-            own = coming.result()
-            coming = pool.submit(passes_of_step, step + 1) if step + 1 < end else None
-            yield own
+            for later in range(step + len(coming), min(step + 1 + AHEAD, end)):
+                coming.append(pool.submit(passes_of_step, later))
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

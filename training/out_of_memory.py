@@ -24,7 +24,7 @@ def out_of_memory(error: BaseException, step: int, optim: OptimSettings) -> str:
     ways = [f"lower optim.tokens_per_batch ({optim.tokens_per_batch})"]
     if optim.checkpointing in LESS:
         ways.append(f"set optim.checkpointing to {LESS[optim.checkpointing]}")
-    ways.append("take a quantised base (base.quantise)")
+    ways.append("take a quantised base (base.quantise), or keep blocks on the host (run.offload)")
     return (
         f"the memory of the GPU is too small for {part} in step {step}: {', or '.join(ways)}; "
         "--plan tells what each would need"

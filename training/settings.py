@@ -46,6 +46,8 @@ class OptimSettings:
     """length of the warmup as a share of all steps, instead of epochs"""
     weight_decay: float = 0.02
     """decay of parameters of two or more dimensions"""
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    """AdamW, its averages in fp32, or in 8 bits (bitsandbytes); paged ones leave a full GPU for the host"""
     betas: tuple[float, float] = (0.9, 0.95)
     """decay rates of AdamW's two averages"""
     clip: float | None = None
@@ -122,15 +124,24 @@ class RunSettings:
     shard: bool = False
     """shard the frozen decoder over the processes (FSDP2), for one that does not fit on a GPU; every process
     then takes part in validations"""
+    compile: bool = False
+    """compile the blocks of decoder and tower (torch.compile): the first steps take minutes, others less"""
     split: bool = False
     """split every layer of the decoder over the processes (tensor parallel, fairscale's layers), which then
     compute each batch together"""
+    offload: int = 0
+    """blocks of the decoder whose weights stay in the host's memory and come when they compute, for a GPU
+    that is smaller than the base"""
 
     def __post_init__(self) -> None:
-        for name in ("save_every", "validate_every"):
+        for name in ("save_every", "validate_every", "offload"):
             _check("run", name, getattr(self, name), "0 or more", lambda value: value >= 0)
         if self.shard and self.split:
             raise RunError("run.shard and run.split are both set: turn off one of the two")
+        if self.compile and (self.shard or self.split):
+            raise RunError("run.compile is set with run.shard or run.split: compile whole decoders only")
+        if self.offload and (self.shard or self.split or self.compile):
+            raise RunError("run.offload is set with run.shard, run.split or run.compile: turn one off")
         for name in ("keep", "patience"):
             _check("run", name, getattr(self, name), "at least 1", lambda value: value >= 1)
 

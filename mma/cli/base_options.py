@@ -23,7 +23,7 @@ OPTIONS = {
     "precision": "fp32 or bf16",
     "architecture": "name of the decoder's architecture",
     "delta": "folder of a delta to add to the decoder",
-    "quantise": "none, int8 or nf4",
+    "quantise": "none, int8, nf4 or fp8",
     "tower_features": "class or patches",
     "tower_layer": "layer that patches are read of",
     "tower_gelu": "form of the tower's GELU: exact or tanh",

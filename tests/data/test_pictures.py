@@ -108,21 +108,3 @@ def test_the_loader_preprocesses(tmp_path: Path) -> None:
     assert prepared.size == (5, 4)
     assert prepared.views.shape == (1, 3, 4, 5)
     assert prepared.views[0, :, 0, 0].tolist() == [1, 2, 3]
-
-
-def test_the_cache_is_bounded_and_off_by_default(tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    def preprocess(picture: Image.Image) -> Tensor:
-        seen.append(picture.width)
-        return to_tensor(picture)
-
-    one, two = (save(tmp_path / f"{n}.png", Image.new("RGB", (n, 1))) for n in (1, 2))
-    cached = picture_loader(preprocess, max_items=1)
-    for path in (one, one, two, two, one):
-        cached(path)
-    assert seen == [1, 2, 1]
-    plain = picture_loader(preprocess)
-    plain(one)
-    plain(one)
-    assert seen == [1, 2, 1, 1, 1]

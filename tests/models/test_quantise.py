@@ -13,6 +13,8 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from assets.mini.documents import LETTERS, Writer
 from assets.mini.pretrain_decoder import letter_accuracy
@@ -33,7 +35,8 @@ from models.quantise import Int8Linear, quantiser
 from models.weights import load_decoder
 from tests.conftest import randomise
 
-KINDS = ("int8", "nf4")
+KINDS = ("int8", "nf4")  # of which the weights alone are quantised
+ALL = (*KINDS, "fp8")
 ADAPTERS = (
     MMAConfig(dropout=0.0, temperature=1.0, projector_hidden=8),
     LoraConfig(r=4, projector_hidden=8),
@@ -122,6 +125,44 @@ def test_a_sample_does_not_depend_on_its_batch_mates(bases):
     torch.testing.assert_close(together[2:], alone, atol=1e-5, rtol=1e-5)
 
 
+class Wide(TorchDispatchMode):
+    """The largest fp32 tensor that is made inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                self.numbers = max(self.numbers, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_layer_in_bf16_makes_no_fp32_copy_and_keeps_nothing_of_its_input(kind):
+    make, kept = quantiser(kind, torch.bfloat16), []
+    layer = make(nn.Linear(64, 48, bias=False, device="meta"), torch.randn(48, 64).bfloat16())
+    x = torch.randn(100, 64).bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), Wide() as wide:
+        layer(x).sum().backward()
+    assert wide.numbers <= 100  # a scale of each token, or of each row
+    assert {t.data_ptr() for t in kept} == {p.data_ptr() for p in layer.parameters()}
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_layer_is_one_graph_to_the_compiler(kind):
+    layer = quantiser(kind, torch.float32)(nn.Linear(32, 48, bias=False, device="meta"), torch.randn(48, 32))
+    found = []
+    for form in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        x = torch.linspace(-1, 1, 5 * 32).view(5, 32).requires_grad_()
+        y = form(x)
+        y.square().sum().backward()
+        found.append((y.detach(), x.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_linear_of_every_family_is_quantised(kind, tmp_path):
     decoder = Decoder(BIASED)
@@ -173,7 +214,7 @@ def _error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_base_never_lies_whole_in_its_full_size(kind, tmp_path):
     config = DecoderConfig(64, 4, 4, 4, 96, 16)
     write_hf(Decoder(config), tmp_path / "a", torch.bfloat16)
@@ -202,7 +243,7 @@ def test_a_base_never_lies_whole_in_its_full_size(kind, tmp_path):
     assert max(held) - held[0] < 0.2 * 7 * config.n_layers * largest
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_the_base_stays_the_same_whatever_is_done_with_it(kind, tiny_base):
     base = replace(tiny_base, quantise=kind)
     system = tuned(base, ADAPTERS[0])
@@ -264,7 +305,7 @@ def test_bf16_answers_like_fp32(kind, tiny_base, caplog):
 
 
 def test_another_kind_is_refused(tiny_base):
-    with pytest.raises(ModelError, match="base: quantise is 'nf5'; choose none, int8, nf4"):
+    with pytest.raises(ModelError, match="base: quantise is 'nf5'; choose none, int8, nf4, fp8"):
         build_base(replace(tiny_base, quantise="nf5"))
 
 

@@ -1,15 +1,22 @@
 """The schedule, the groups of AdamW, and its state as tensors."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import Parameter
 
-from tests.training.toy import ToyModel, batch_of, toy_optim, toy_task
+from finetune.plan import plan
+from finetune.recipe import reader
+from tests.training.toy import ToyModel, batch_of, batches_of_step, toy_optim, toy_task
+from training import optimizer as optimizers
 from training.batches import passes
 from training.errors import RunError
+from training.loop import train
 from training.optimizer import (
+    average_bytes,
     learning_rate,
     load_optimizer_tensors,
     make_optimizer,
@@ -197,3 +204,113 @@ def test_warmup_as_a_share_of_all_steps():
         OptimSettings(parts={"tower": -1})
     with pytest.raises(RunError, match=r"optim.warmup_ratio is 1.0"):
         OptimSettings(warmup_ratio=1.0)
+
+
+def moved(settings, steps, device="cpu", resumed_after=None):
+    """A large matrix and a small vector after some steps down a bowl; resumed in another optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    start = {
+        "matrix": torch.randn(96, 64, generator=generator),
+        "vector": torch.randn(9, generator=generator),
+    }
+    trained = {name: Parameter(value.to(device)) for name, value in start.items()}
+    optimizer = make_optimizer(trained, settings)
+    for step in range(steps):
+        if step == resumed_after:
+            kept = {name: t.cpu().clone() for name, t in optimizer_tensors(trained, optimizer).items()}
+            optimizer = make_optimizer(trained, settings)
+            load_optimizer_tensors(kept, trained, optimizer)
+        for name, parameter in trained.items():
+            parameter.grad = (parameter.detach() - 0.1) * (1 + step % 3) + len(name) * 1e-3
+        optimizer.step()
+    return {name: parameter.detach().cpu() for name, parameter in trained.items()}, optimizer
+
+
+def bowl(kind):
+    return OptimSettings(lr=1e-2, optimizer=kind, weight_decay=0.1)
+
+
+def check_eight_bits(kind, device):
+    wide, _ = moved(bowl("adamw"), 12, device)
+    short, optimizer = moved(bowl(kind), 12, device)
+    assert torch.allclose(wide["vector"], short["vector"], atol=1e-6)  # too small for 8 bits
+    # Each step is about 0.01, and 8 bits round the averages by a few percent.
+    assert (wide["matrix"] - short["matrix"]).square().mean().sqrt() < 0.03 * 12 * 0.01
+    assert not torch.equal(wide["matrix"], short["matrix"])
+    averages = {}
+    for parameter, state in optimizer.state.items():
+        kept = ("state1", "state2", "absmax1", "absmax2")
+        averages[parameter.numel()] = sum(state[key].nbytes for key in kept if key in state)
+    assert averages == {numbers: average_bytes(kind, numbers) for numbers in averages}
+    again, _ = moved(bowl(kind), 12, device, resumed_after=5)
+    assert all(torch.equal(again[name], short[name]) for name in short)
+
+
+def test_eight_bits_move_like_32_and_resume_in_the_same_bits():
+    check_eight_bits("adamw8bit", "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["adamw8bit", "paged_adamw8bit"])
+def test_eight_bits_on_a_gpu(kind):
+    check_eight_bits(kind, "cuda")
+
+
+@pytest.mark.gpu
+def test_the_averages_of_a_resumed_run_are_still_paged():
+    trained = {"matrix": Parameter(torch.ones(400, 300, device="cuda"))}
+    optimizer = make_optimizer(trained, bowl("paged_adamw8bit"))
+    trained["matrix"].grad = torch.ones_like(trained["matrix"])
+    optimizer.step()
+    kept = {name: t.cpu().clone() for name, t in optimizer_tensors(trained, optimizer).items()}
+    other = make_optimizer(trained, bowl("paged_adamw8bit"))
+    load_optimizer_tensors(kept, trained, other)
+    state = other.state[trained["matrix"]]
+    assert state["state1"].is_paged and torch.equal(state["state1"].cpu(), kept["matrix|state1"])
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_the_fused_step_which_is_the_same():
+    fused, optimizer = moved(bowl("adamw"), 12, "cuda", resumed_after=5)
+    assert optimizer.param_groups[0]["fused"]
+    plain, optimizer = moved(bowl("adamw"), 12)
+    assert not optimizer.param_groups[0]["fused"]
+    assert all(torch.allclose(fused[name], plain[name], atol=1e-6) for name in plain)
+
+
+def test_a_run_in_eight_bits_resumes_in_the_same_bits(tmp_path):
+    optim, run = toy_optim(optimizer="adamw8bit", epochs=2), partial(RunSettings, save_every=1)
+
+    def stop_after_step_5(step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return batches_of_step(step)
+
+    whole = toy_task(dropout=0.2)
+    train(whole, optim, run(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_task(dropout=0.2, batches=stop_after_step_5), optim, run(tmp_path / "other"))
+    resumed = toy_task(dropout=0.2)
+    train(resumed, optim, run(tmp_path / "other"))
+    for name, parameter in whole.trainables.items():
+        assert torch.equal(parameter, resumed.trainables[name]), name
+
+
+def test_the_plan_counts_averages_in_eight_bits():
+    recipe = reader("lora").read_values({"run": {"folder": "a"}, "data": {"root": "a"}}, "a")
+    less = replace(recipe, optim=replace(recipe.optim, optimizer="adamw8bit"))
+    wide, short = (plan(each).lines[-1] for each in (recipe, less))
+    assert wide.bytes == 16 * wide.trained
+    # Some of the mini base's matrices are too small for 8 bits.
+    assert 10.03 * wide.trained < short.bytes < 16 * wide.trained
+
+
+def test_bitsandbytes_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match="optim.optimizer adamw8bit needs bitsandbytes; pip install"):
+        make_optimizer(toy_task().trainables, bowl("adamw8bit"))
+
+
+def test_pages_need_a_gpu():
+    with pytest.raises(RunError, match="paged_adamw8bit needs a GPU; take adamw8bit or adamw"):
+        make_optimizer(toy_task().trainables, bowl("paged_adamw8bit"))
