@@ -16,7 +16,7 @@ from models.build import DTYPES, outline
 TEXT = 320  # tokens of a sample beside its picture: the mean of ScienceQA with lecture and explanation
 PICTURE = (672, 504)
 LESS_MEMORY = (
-    "optim.checkpointing selective or full, a smaller optim.tokens_per_batch, base.quantise nf4, run.offload, "
+    "optim.checkpointing selective or full, a smaller optim.tokens_per_batch, base.quantise nf4, run.offload "
     "or optim.optimizer adamw8bit where much is trained"
 )
 
