@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,11 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.errors import ModelError
 from models.hf_config import is_llava, read_hf_config
-from models.tensor_files import map_tensors, open_safetensors, read_json
+from models.tensor_files import Reopened, map_tensors, open_safetensors, read_json
 from models.weight_names import hf_name
 
 # Parts of LLaVA beside its decoder.
 BESIDE = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|mm_projector|image_newline)(\.|$)")
-# What was read of a mapped file counts as memory until the file is closed, also where a tensor was cast or
-# moved to a device since; so files are closed and opened again after so many bytes.
-MAPPED = 64 * 2**20
 SINGLE = ("model.safetensors", "pytorch_model.bin")  # the first that is there counts; so do its shards
 
 
@@ -32,17 +28,13 @@ class TensorFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _files(folder)
-        self._opened = cache(_open)
-        self._read = 0
+        self._open = Reopened(_open)
 
     def read(self, name: str) -> Tensor:
         """The tensor of that name, which must be among `files`: a part of the mapped file."""
-        if self._read > MAPPED:
-            self._opened.cache_clear()
-            self._read = 0
         path = self.folder / self.files[name]
-        tensor = _get(self._opened(path), path, name)
-        self._read += tensor.nbytes
+        tensor = _get(self._open(path), path, name)
+        self._open.count(tensor)
         return tensor
 
 

@@ -17,7 +17,7 @@ from models.checkpoint import Checkpoint, checked_config, positive
 from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.rope import RopeScaling
-from models.tensor_files import map_tensors, read_json
+from models.tensor_files import Reopened, map_tensors, read_json
 from models.weight_names import meta_name
 
 
@@ -36,15 +36,21 @@ def open_meta(folder: Path) -> Checkpoint:
             raise ModelError(f"weights: {path} holds other tensors than {paths[0].name}: {odd[:3]}")
     config = _config(folder, params, shards)
 
+    held, opened = frozenset(shards[0]), Reopened(map_tensors)
+    del shards, shard
+
     def read(name: str, shape: torch.Size) -> Tensor:
-        return merge_shards(name, [shard[name] for shard in shards], shape, folder)
+        parts = [opened(path)[name] for path in paths]
+        for part in parts:
+            opened.count(part)
+        return merge_shards(name, parts, shape, folder)
 
     def arrange(name: str, tensor: Tensor) -> Tensor:
         if not name.endswith(("q_proj.weight", "k_proj.weight")):
             return tensor
         return rearrange(tensor, "(h e two) d -> (h two e) d", two=2, e=config.head_dim // 2)
 
-    return Checkpoint(folder, config, frozenset(shards[0]), meta_name, read, arrange)
+    return Checkpoint(folder, config, held, meta_name, read, arrange)
 
 
 def _shard_number(path: Path) -> int:

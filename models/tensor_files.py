@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.errors import ModelError
+
+MAPPED = 64 * 2**20  # bytes after which a file is opened anew
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,3 +73,26 @@ def _unpickle(path: Path) -> Any:
         raise ModelError(
             f"weights: {path} cannot be read, it may be truncated ({reason}); fetch it again"
         ) from error
+
+
+class Reopened:
+    """Opens mapped files, and opens them anew after so many bytes of them.
+
+    What was read of a mapped file counts as memory until the file is closed, also where a tensor was cast or
+    moved to a device since.
+    """
+
+    def __init__(self, opener: Callable[[Path], Any]) -> None:
+        self._opened = cache(opener)
+        self._read = 0
+
+    def __call__(self, path: Path) -> Any:
+        """The opened file."""
+        if self._read > MAPPED:
+            self._opened.cache_clear()
+            self._read = 0
+        return self._opened(path)
+
+    def count(self, tensor: Tensor) -> None:
+        """A tensor has been read."""
+        self._read += tensor.nbytes

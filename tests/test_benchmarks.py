@@ -19,6 +19,7 @@ WANTED = {
     "merged": ("prompt", "tokens", "rows"),
     "pipeline": ("pictures_per_s", "over_dataloader", "waited_share"),
     "quantised": ("shape", "kinds"),
+    "scaling": ("curves",),
     "swap": ("parameters", "fp32", "fp16"),
     "train": ("contestants", "ratios", "spread"),
 }

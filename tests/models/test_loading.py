@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from models import hf_folder
+from models import hf_folder, tensor_files
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.export import write_hf
 from models.hf_folder import TensorFolder
+from models.weight_names import meta_name
 from models.weights import load_decoder
 
 MIB = 2**20
@@ -30,11 +32,29 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["safetensors", "pytorch"])
 def folder(request: pytest.FixtureRequest, written: Path, tmp_path: Path) -> Path:
     """The same as safetensors and as a PyTorch file."""
-    if request.param == "safetensors":
-        return written
+    return written if request.param == "safetensors" else _pytorch(written, tmp_path)
+
+
+def _pytorch(written: Path, folder: Path) -> Path:
     tensors = TensorFolder(written)
-    torch.save({name: tensors.read(name) for name in tensors.files}, tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_bytes((written / "config.json").read_bytes())
+    torch.save({name: tensors.read(name) for name in tensors.files}, folder / "pytorch_model.bin")
+    (folder / "config.json").write_bytes((written / "config.json").read_bytes())
+    return folder
+
+
+@pytest.fixture(params=["safetensors", "pytorch", "meta"])
+def any_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Hugging Face's layouts, and Meta's."""
+    if request.param != "meta":
+        return (
+            request.getfixturevalue("written")
+            if request.param == "safetensors"
+            else _pytorch(request.getfixturevalue("written"), tmp_path)
+        )
+    tensors = {meta_name(name): p.detach().half() for name, p in Decoder(CONFIG).named_parameters()}
+    torch.save(tensors, tmp_path / "consolidated.00.pth")
+    params = {"dim": 1024, "n_layers": 6, "n_heads": 8, "vocab_size": 2000, "multiple_of": 32}
+    (tmp_path / "params.json").write_text(json.dumps(params))
     return tmp_path
 
 
@@ -45,9 +65,10 @@ def memory(kind: str) -> int:
 
 
 @pytest.mark.skipif(not CLEAR.exists(), reason="only Linux tells the highest memory since a moment")
-def test_a_cast_while_loading_costs_the_memory_of_the_result(folder, monkeypatch):
+def test_a_cast_while_loading_costs_the_memory_of_the_result(any_folder, monkeypatch):
+    folder = any_folder
     size = sum(path.stat().st_size for path in folder.iterdir())
-    monkeypatch.setattr(hf_folder, "MAPPED", 8 * MIB)  # the file is small: what stays mapped must be too
+    monkeypatch.setattr(tensor_files, "MAPPED", 8 * MIB)  # the file is small: what stays mapped must be too
     # A first load brings more than weights into memory, and freed memory would be taken again.
     held = load_decoder(folder, dtype=torch.bfloat16)
     CLEAR.write_text("5")
@@ -64,7 +85,7 @@ def test_files_are_opened_again_after_some_bytes_and_their_tensors_stay(folder, 
     opened: list[Path] = []
     real = hf_folder._open
     monkeypatch.setattr(hf_folder, "_open", lambda path: opened.append(path) or real(path))
-    monkeypatch.setattr(hf_folder, "MAPPED", 40 * MIB)
+    monkeypatch.setattr(tensor_files, "MAPPED", 40 * MIB)
     tensors = TensorFolder(folder)
     opened.clear()
     found = {name: tensors.read(name) for name in tensors.files}
