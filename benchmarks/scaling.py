@@ -43,13 +43,13 @@ LENGTHS, BUDGETS, RANKS, RESIDENT = (
     (1, 4, 16, 64),
 )
 WIDTHS = (128, 256, 512, 768)
-TOKENS, SAMPLE = 2048, 128
+TOKENS, SAMPLE = 1024, 128
 
 
 def measure(quick: bool, plot: Path | None = None) -> tuple[str, dict[str, Any]]:
     """Milliseconds per 1,000 tokens along every curve."""
     shape = _shape(CPU_SMALL if not quick else DecoderConfig(32, 2, 2, 2, 64, vocab_size=100))
-    tokens, rounds = (128, 1) if quick else (TOKENS, 3)
+    tokens, rounds = (128, 1) if quick else (TOKENS, 2)
     model = training_model(shape, torch.device("cpu")).train()
     curves: dict[str, tuple[str, Runs, Mapping[int, int]]] = {
         "length": _curve("tokens of a sample", {n: (model, tokens, n) for n in LENGTHS if n <= tokens}),
