@@ -36,7 +36,6 @@ from mma.errors import AdapterError
 from mma.run_folder import STAGES
 from models.errors import ModelError
 from training.errors import RunError
-from training.heap import keep_freed_memory
 from training.loop import Outcome, train
 from training.parallel import World, joined, local_device
 
@@ -77,8 +76,6 @@ def run(arguments: Sequence[str]) -> int:
     """The stages of a command line that are not finished yet; gives the exit code."""
     stages, folder = read_command(arguments)
     device = choose_device(next(iter(stages.values())).run.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with joined(device) as world:
         for name, recipe in stages.items():
             if name and (recipe.run.folder / "adapter").exists():

@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.shapes import SHAPES
 from benchmarks.train import Case, make_step
-from training.heap import keep_freed_memory
 
 
 def resident(kind: str) -> int:
@@ -25,7 +24,6 @@ def resident(kind: str) -> int:
 if __name__ == "__main__":
     name, shape, form = sys.argv[1:]
     case = Case(SHAPES[shape], form, SHAPES[shape].samples[form])
-    keep_freed_memory()
     before = resident("VmRSS")
     step = make_step(name, case)
     for _ in range(2):

@@ -49,7 +49,7 @@ class TrainShape:
 
 SHAPES = {
     "cpu-small": TrainShape(
-        CPU_SMALL, read_spec("ViT-B-32"), 2, 1320, {"QCM-ALE": 16, "QCM-A": 16}, rounds=3
+        CPU_SMALL, read_spec("ViT-B-32"), 2, 2048, {"QCM-ALE": 16, "QCM-A": 16}, rounds=3
     ),
     "7b": TrainShape(
         named("llama-7b"),

@@ -5,8 +5,7 @@ random pictures for those that have one, in two prompt formats (QCM-ALE: 77 prom
 average; QCM-A: 77 and 6).
 
     ours               as train.py does it: packed without padding, the tower on real pictures, logits where a
-                       token is supervised; on the CPU 1,320 tokens at a time, which are four samples with
-                       explanations, as many as the paper's regime takes
+                       token is supervised
     paper_regime       the same adapters as the published code ran them (arXiv 2305.15023): four samples at a
                        time padded to 512 tokens behind their modality token, the tower on every sample,
                        logits everywhere
@@ -44,7 +43,6 @@ from benchmarks.peft_peer import peer
 from benchmarks.regimes import Step, matmul_bound, ours, paper_regime
 from benchmarks.samples import samples
 from benchmarks.shapes import SHAPES, TrainShape, training_model
-from training.heap import keep_freed_memory
 
 CONTESTANTS = ("ours", "paper_regime", "transformers_peft", "matmul_bound")
 
@@ -157,7 +155,6 @@ def _told(contestants: Mapping[str, Mapping[str, float]], ratios: Mapping[str, M
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # as train.py does: every contestant gains
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--shape", default="cpu-small", choices=[name for name in SHAPES if name != "tiny"])
     options, sys.argv[1:] = parser.parse_known_args()
