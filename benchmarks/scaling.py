@@ -150,7 +150,9 @@ def _draw(file: Path, curves: Mapping[str, Mapping[str, float]], labels: Mapping
     )
     for panel, (name, curve) in zip(panels, curves.items(), strict=True):
         panel.plot([int(x) for x in curve], list(curve.values()), marker="o")
-        panel.set(xscale="log", xlabel=labels[name], ylim=(0, 1.15 * max(curve.values())))
+        panel.set_xscale("log", base=2)
+        panel.set_xticks([int(x) for x in curve], labels=list(curve))
+        panel.set(xlabel=labels[name], ylim=(0, 1.15 * max(curve.values())))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("ms per 1,000 tokens")
     figure.savefig(file, dpi=110)

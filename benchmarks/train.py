@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -126,10 +127,17 @@ def _rates(case: Case, seconds: float) -> dict[str, float]:
     }
 
 
-def peak_bytes(name: str, shape: str, form: str) -> int:
+def peak_bytes(name: str, shape: str, form: str, **environment: str) -> int:
     """What two steps of a contestant take at most, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.peak", name, shape, form]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 
 
