@@ -33,6 +33,7 @@ def numbers_in(content: object) -> list[float]:
     return [content] if isinstance(content, int | float) else []
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize("name", WANTED)
 def test_a_benchmark_runs(name, tmp_path, monkeypatch, capsys):
     module = importlib.import_module(f"benchmarks.{name}")

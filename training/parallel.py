@@ -6,6 +6,8 @@ waiting for a validation may take long; gradients over NCCL on GPUs, where all a
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -127,6 +129,10 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), dist.get_world_size(), data)
     finally:
+        # A sharded model is a cycle that holds the group, whose threads must end before the interpreter does:
+        # where the model is still in use here, at the latest when the program has run.
+        atexit.register(gc.collect)
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -68,7 +68,7 @@ def memory(kind: str) -> int:
 def test_a_cast_while_loading_costs_the_memory_of_the_result(any_folder, monkeypatch):
     folder = any_folder
     size = sum(path.stat().st_size for path in folder.iterdir())
-    monkeypatch.setattr(tensor_files, "MAPPED", 8 * MIB)  # the file is small: what stays mapped must be too
+    monkeypatch.setattr(tensor_files, "MAPPED", 2 * MIB)  # the file is small: what stays mapped must be too
     # A first load brings more than weights into memory, and freed memory would be taken again.
     held = load_decoder(folder, dtype=torch.bfloat16)
     CLEAR.write_text("5")
