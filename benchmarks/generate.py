@@ -16,11 +16,8 @@ Ratios are of times: the peer's over ours. Goal on a GPU: 2 over transformers at
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -32,7 +29,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.lengths import lengths
 from benchmarks.measure import against, main, ratio, table, take_turns
-from benchmarks.shapes import SHAPES, TrainShape, training_model
+from benchmarks.shapes import MEASURED, SHAPES, TrainShape, training_model
 from data.packing import PackedBatch, collate
 from data.pictures import Prepared
 from data.sample import Tokens
@@ -84,7 +81,7 @@ def measure(quick: bool, shape: str = "cpu-small") -> tuple[str, dict[str, Any]]
     cases, made = _spread(model, size, quick)
     times = take_turns(cases, max(2, rounds - 2), clock)
     for name, each in times.items():
-        contestants[name] = {"tokens_per_s": round(made / median(each), 1)}
+        contestants[name] = {"tokens_per_s": round(made[name] / median(each), 1)}
     ratios["waiting"] = ratio(times, "waiting", "continuous")
     rows = [(name, row["tokens_per_s"]) for name, row in contestants.items()]
     lines = [f"{name} over ours: {against(quotient)}" for name, quotient in ratios.items()]
@@ -132,8 +129,10 @@ def _theirs(model: LlamaForCausalLM, tokens: Sequence[Tokens], new: int) -> Call
     return run
 
 
-def _spread(model: MultimodalLM, size: TrainShape, quick: bool) -> tuple[dict[str, Callable[[], int]], int]:
-    """Both ways to answer many prompts, and how many tokens they write."""
+def _spread(
+    model: MultimodalLM, size: TrainShape, quick: bool
+) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
+    """Both ways to answer many prompts, and how many tokens each writes."""
     count, rows = (8, 3) if quick else (PROMPTS, SHARED_ROWS)
     tokens = sorted(_prompts(count, size), key=len, reverse=True)
     drawn = random.Random(2).sample(lengths("QCM-ALE"), 101)
@@ -152,13 +151,12 @@ def _spread(model: MultimodalLM, size: TrainShape, quick: bool) -> tuple[dict[st
         batches = [_packed(tokens[start : start + rows], model.device) for start in range(0, count, rows)]
         return sum(len(text.split()) for batch in batches for text in generate(system, batch, sampling))
 
-    made = continuous()
-    assert made == waiting(), "both write the same answers"
-    return {"continuous": continuous, "waiting": waiting}, made
+    cases = {"continuous": continuous, "waiting": waiting}
+    made = {name: run() for name, run in cases.items()}
+    # In half precision a prefill in other company may round the other way.
+    assert size.dtype != torch.float32 or made["continuous"] == made["waiting"], "the same answers"
+    return cases, made
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--shape", default="cpu-small", choices=("cpu-small", "7b"))
-    options, sys.argv[1:] = parser.parse_known_args()
-    main("generate", __doc__, partial(measure, shape=options.shape))
+    main("generate", __doc__, measure, MEASURED)

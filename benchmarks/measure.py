@@ -91,17 +91,25 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def main(name: str, about: str | None, measure: Callable[[bool], tuple[str, dict[str, Any]]]) -> None:
+def main(
+    name: str,
+    about: str | None,
+    measure: Callable[..., tuple[str, dict[str, Any]]],
+    shapes: Sequence[str] = (),
+) -> None:
     """Runs one benchmark from the command line: prints its text, and writes its numbers where asked.
 
-    `measure` is told whether to be quick: small shapes that show that it runs, and no more.
+    `measure` is told whether to be quick: small shapes that show that it runs, and no more; and which shape,
+    where there are several.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about)
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: whether it runs, not how fast")
+    if shapes:
+        parser.add_argument("--shape", default=shapes[0], choices=shapes)
     options = parser.parse_args()
     where = environment()
-    text, numbers = measure(options.quick)
+    text, numbers = measure(options.quick, *([options.shape] if shapes else []))
     threads, torch_version = where["machine"]["threads"], where["versions"]["torch"]
     print(f"{where['device']}, {threads} threads, torch {torch_version}, commit {where['commit']}")
     print(text)

@@ -10,9 +10,6 @@ back when they are freed; left alone it keeps up to a third more, in pieces.
 
 from __future__ import annotations
 
-import argparse
-import sys
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +17,7 @@ import torch
 from benchmarks.lengths import FORMATS
 from benchmarks.measure import main, table
 from benchmarks.samples import packed, samples
-from benchmarks.shapes import SHAPES, TrainShape, training_model
+from benchmarks.shapes import MEASURED, SHAPES, TrainShape, training_model
 from benchmarks.train import peak_bytes
 from data.packing import PackedBatch
 from finetune.memory import Shape, traced
@@ -75,7 +72,4 @@ def _batch(model: MultimodalLM, batch: PackedBatch) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--shape", default="cpu-small", choices=[name for name in SHAPES if name != "tiny"])
-    options, sys.argv[1:] = parser.parse_known_args()
-    main("memory", __doc__, partial(measure, name=options.shape))
+    main("memory", __doc__, measure, MEASURED)

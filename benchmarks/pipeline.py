@@ -24,12 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import against, main, milliseconds, ratio, table, take_turns
-from data.packing import LoadPicture, collate
+from data.packing import LoadPicture
 from data.picture_cache import CachedPictures, cached_pictures
 from data.picture_workers import Pictures
 from data.pictures import Prepared, open_picture, picture_loader
 from data.sample import Tokens
-from finetune.features import images_of
 from mma import MMAConfig
 from models.build import BaseSettings, System, build_new, features_of, layout_of, spec_of
 from models.tower import Tower
@@ -130,7 +129,7 @@ def _steps(pictures: Pictures, samples: Sequence[Tokens]) -> Callable[[int], lis
 
     def own(step: int) -> list[Pass]:
         group = samples[step * BATCH : (step + 1) * BATCH]
-        return [Pass(0, collate(group, pictures.ahead(images_of(group))), step)]
+        return [Pass(0, pictures.batch(group), step)]
 
     return own
 

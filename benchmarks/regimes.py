@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.samples import packed, picture
+from benchmarks.samples import bucketed, packed, picture
 from data.packing import PackedBatch
 from data.sample import Tokens
 from models.multimodal import MultimodalLM, Routes
@@ -28,9 +28,17 @@ PAPER_BATCH = 4  # samples of one GPU
 
 def ours(model: MultimodalLM, samples: Sequence[Tokens], budget: int) -> Step:
     """The step of `train.py`."""
+    return _step(model, packed(samples, budget, model.tower.image_size))
+
+
+def length_bucketed(model: MultimodalLM, samples: Sequence[Tokens], budget: int) -> Step:
+    """The same, but samples of like length are padded to the longest of their batch."""
+    return _step(model, bucketed(samples, budget, model.tower.image_size))
+
+
+def _step(model: MultimodalLM, batches: Sequence[PackedBatch]) -> Step:
     trained = model.adapters.trainable_parameters()
     optimizer = torch.optim.AdamW(trained.values(), lr=0.0)
-    batches = packed(samples, budget, model.tower.image_size)
     own = [Pass(index, batch, index) for index, batch in enumerate(batches)]
     model.train()
     return lambda: train_step(model, trained, optimizer, own, step=1, device=model.device)

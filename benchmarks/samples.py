@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,10 +24,29 @@ def samples(form: str, count: int, vocabulary: int, longest: int) -> list[Tokens
 
 def packed(tokens: Sequence[Tokens], budget: int, size: tuple[int, int]) -> list[PackedBatch]:
     """The batches of a step, as training packs them, with pictures of a size in pixels."""
-    return [
-        collate([tokens[index] for index in group], lambda path: Prepared(picture(path, size)[None], size))
-        for group in pack([len(each) for each in tokens], budget)
-    ]
+    groups = pack([len(each) for each in tokens], budget)
+    return [_batch([tokens[index] for index in group], size) for group in groups]
+
+
+def bucketed(tokens: Sequence[Tokens], budget: int, size: tuple[int, int]) -> list[PackedBatch]:
+    """The same samples in groups of like length, each padded to the longest of its group."""
+    ordered = sorted(tokens, key=len, reverse=True)
+    batches = []
+    while ordered:
+        count = max(1, budget // len(ordered[0]))
+        batches.append(_batch([_padded(each, len(ordered[0])) for each in ordered[:count]], size))
+        del ordered[:count]
+    return batches
+
+
+def _padded(sample: Tokens, length: int) -> Tokens:
+    """A sample with tokens behind it that cost as much as any others and are read by nobody."""
+    more = length - len(sample)
+    return replace(sample, ids=sample.ids + (0,) * more, supervised=sample.supervised + (False,) * more)
+
+
+def _batch(tokens: Sequence[Tokens], size: tuple[int, int]) -> PackedBatch:
+    return collate(tokens, lambda path: Prepared(picture(path, size)[None], size))
 
 
 def picture(path: Path, size: tuple[int, int]) -> Tensor:

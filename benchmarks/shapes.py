@@ -73,6 +73,9 @@ SHAPES = {
 }
 
 
+MEASURED = ("cpu-small", "7b")  # `tiny` only shows that a benchmark runs
+
+
 def training_model(shape: TrainShape, device: torch.device) -> MultimodalLM:
     """A system of random weights with a fresh adapter of LaVIN's settings; on `meta` without memory."""
     torch.manual_seed(0)

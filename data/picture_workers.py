@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.packing import LoadPicture
+from data.packing import LoadPicture, PackedBatch, collate
 from data.pictures import Prepared
+from data.sample import Tokens
 
 # Cores for each worker where nothing is said: the rest are for the step and for reading its results.
 CORES = 4
@@ -59,6 +60,15 @@ class Pictures:
         """Has the workers begin with these pictures, and gives what takes each when it is there."""
         coming = {path: self._start(path) for path in dict.fromkeys(paths)}
         return lambda path: coming[path]()
+
+    def batch(self, samples: Sequence[Tokens]) -> PackedBatch:
+        """The packed batch of some samples, whose pictures are loaded side by side."""
+        return collate(samples, self.ahead(images_of(samples)))
+
+
+def images_of(samples: Iterable[Tokens]) -> list[Path]:
+    """The picture files of samples, in order."""
+    return [path for sample in samples for path in sample.images]
 
 
 def _here(load: LoadPicture) -> Callable[[Path], Callable[[], Prepared]]:

@@ -47,7 +47,8 @@ def epoch_of(recipe: Recipe, slots: int) -> Epoch | None:
         if settings.mix:
             mixture = open_mixture(settings.mix, recipe.optim.seed)
             count = len(mixture)
-            looked = [mixture[index * count // LOOKED_AT] for index in range(min(count, LOOKED_AT))]
+            few = min(count, LOOKED_AT)
+            looked = [mixture[index * count // few] for index in range(few)]
         else:
             looked = read_split(settings, settings.train)
             count = len(looked)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import PIL
@@ -18,7 +17,6 @@ from data.packing import LoadPicture
 from data.picture_cache import CachedPictures, cached_pictures
 from data.picture_workers import Pictures, usual_workers
 from data.pictures import Prepared, picture_loader
-from data.sample import Tokens
 from finetune.recipe import Recipe
 from finetune.samples import Data
 from models.build import System
@@ -28,7 +26,7 @@ from training.parallel import World
 
 # What decides how a picture becomes views, and what the tower makes of them.
 OF_VIEWS = ("pictures", "grids")
-OF_FEATURES = ("tower_features", "tower_every", "tower_layer", "tower_gelu", "precision")
+OF_FEATURES = ("tower", "tower_features", "tower_every", "tower_layer", "tower_gelu", "precision")
 
 
 def pictures_of(recipe: Recipe, system: System, data: Data, world: World) -> Pictures:
@@ -41,7 +39,7 @@ def pictures_of(recipe: Recipe, system: System, data: Data, world: World) -> Pic
         load = cached_pictures(load, settings.picture_cache, _about(system))
     workers = settings.workers
     if workers is None:
-        workers = usual_workers(os.cpu_count(), world.size) if _has_pictures(data) else 0
+        workers = usual_workers(_cores(), world.here) if _has_pictures(data) else 0
     if settings.feature_cache is not None:
         require_still_tower(system.model)
         load = _cached_features(system, load, settings.feature_cache)
@@ -49,9 +47,9 @@ def pictures_of(recipe: Recipe, system: System, data: Data, world: World) -> Pic
     return Pictures(load, workers, settings.pictures_in_memory)
 
 
-def images_of(tokens: Iterable[Tokens]) -> list[Path]:
-    """The picture files of samples, in order."""
-    return [path for sample in tokens for path in sample.images]
+def _cores() -> int:
+    """Those that this process may use; a scheduler may have given it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_still_tower(model: MultimodalLM) -> None:
@@ -76,7 +74,7 @@ def _about(system: System, *, features: bool = False) -> str:
         "preprocess": identity["preprocess"],
         "pillow": PIL.__version__,  # its resizing may round otherwise in another version
         **{name: getattr(system.settings, name) for name in names},
-        **({"tower": identity["tower_digest"]} if features else {}),
+        **({"tower_digest": identity["tower_digest"]} if features else {}),
     }
     return json.dumps(told, sort_keys=True, default=str)
 

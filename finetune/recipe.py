@@ -90,6 +90,8 @@ class Recipe:
     """adapter folder to begin with; all of its tensors must have their place in the new one"""
 
     def __post_init__(self) -> None:
+        if METHODS[self.method] is not type(self):
+            raise RunError(f"method is {self.method!r}, but this is a {type(self).__name__}: name its own")
         if self.run.patience is not None and not self.data.validated:
             raise RunError("run.patience is set, but there is no validation: name a split in data.validation")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,11 +103,12 @@ def shape_of(recipe: Recipe, slots: int, epoch: Epoch | None) -> Shape:
     length, share = slots + TEXT, 1.0
     if epoch is not None:
         length, share = round(epoch.tokens / epoch.samples), min(1.0, epoch.pictures / epoch.samples)
-    seen = round(share * (budget // length)) if slots and length > slots else 0
     length = max(1, min(length, budget))
     count = budget // length
+    seen = round(share * count) if slots else 0
+    answered = max(1, round(length - share * slots) * 2 // 3)  # of the text, two thirds
     pictures = (PICTURE,) * seen + (None,) * (count - seen)
-    return Shape((length,) * count, (max(1, (length - slots) * 2 // 3),) * count, pictures)
+    return Shape((length,) * count, (answered,) * count, pictures)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -114,10 +116,12 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    told = Path("/proc/meminfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    for line in lines:
         if line.startswith("MemAvailable"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError("/proc/meminfo does not tell what is free")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # what there is, where nobody tells
 
 
 def _unpacked(recipe: Recipe) -> int:

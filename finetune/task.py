@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from data.epochs import EpochOrder, micro_batches
-from data.packing import PackedBatch, collate, pack
-from data.picture_workers import Pictures
+from data.packing import collate, pack
+from data.picture_workers import Pictures, images_of
 from data.pictures import check_pictures
-from data.sample import Tokens
+from eval.choice import accuracy
 from eval.results import versions
-from eval.runner import Asker, accuracy
+from eval.runner import Asker
 from eval.statistics import wilson
-from finetune.features import images_of, pictures_of
+from finetune.features import pictures_of
 from finetune.recipe import Recipe, reader
 from finetune.samples import Data, open_sources, read_data
 from mma.storage import begin_from
@@ -133,7 +134,10 @@ def make_task(
 
     def batches_of_step(step: int) -> LazyBatches:
         groups = micro_batches(data.train, order.step(step, optim.batch), optim.tokens_per_batch)
-        return LazyBatches([partial(batch_of, group, pictures) for group in groups])
+        own = [groups[index] for index, _ in world.share(len(groups))]
+        # All pictures of the step at once: those of one micro-batch may be too few for the workers.
+        load = pictures.ahead(images_of(chain.from_iterable(own)))
+        return LazyBatches([partial(collate, group, load) for group in groups])
 
     def save_adapter(folder: Path, where: dict[str, Any]) -> None:
         scores = told(where["scores"], recipe.data.validated, len(data.questions))
@@ -150,11 +154,6 @@ def make_task(
         part_of=system.model.part_of,
         world=world,
     )
-
-
-def batch_of(group: Sequence[Tokens], pictures: Pictures) -> PackedBatch:
-    """The batch of some samples, whose pictures are loaded side by side."""
-    return collate(group, pictures.ahead(images_of(group)))
 
 
 def told(scores: dict[str, float] | None, split: str, questions: int) -> dict[str, Any] | None:
@@ -182,7 +181,7 @@ def make_validation(
     def validate() -> dict[str, float]:
         loss, count = 0.0, 0
         for group in groups:
-            batch = batch_of([data.validation[index] for index in group], pictures)
+            batch = pictures.batch([data.validation[index] for index in group])
             loss += system.model.loss(batch.to(system.model.device)).item()
             count += batch.targets.numel()
         return {"loss": loss / count, "accuracy": accuracy(asker, data.questions)}

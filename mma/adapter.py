@@ -148,9 +148,9 @@ class ModalityRouted(Mixture):
             assert weights is not None, "the router pass or the table comes before the samples"
             return weights
         weights = self.weights(front.float())
-        if weights.requires_grad and torch.compiler.is_compiling():
-            self._state.uncounted = True  # a compiled graph takes no hook
-        elif weights.requires_grad:
+        if (
+            weights.requires_grad and not torch.compiler.is_compiling()
+        ):  # there the stream in front is watched
             weights.register_hook(self._state.count_gradient)  # type: ignore[no-untyped-call]
         # Behind a pass of modality tokens alone the graph is needed; elsewhere it would only take memory.
         alone = len(routes.token_modality) == len(front)

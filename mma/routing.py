@@ -77,27 +77,14 @@ class RouteState:
 
     def __init__(self) -> None:
         self.current: Routes | None = None
-        self.uncounted = False  # whether gradients can reach the weights of compiled sites unnoticed
-        self._watched = False
-        self._gradients = 0
-
-    @property
-    def gradients(self) -> int:
-        """How often a gradient has reached route weights, so that a table may be stale.
-
-        Once more at every question where compiled sites learn and nobody watches.
-        """
-        if self.uncounted and not self._watched:
-            self._gradients += 1
-        return self._gradients
+        self.gradients = 0  # how often a gradient has reached route weights: the table may be stale
 
     def count_gradient(self, _: Tensor) -> None:
         """Hook of route weights: a gradient comes before every optimizer step."""
-        self._gradients += 1
+        self.gradients += 1
 
     def watch(self, x: Tensor) -> None:
         """Counts the gradients of the stream in front of all sites, float[..., C]: compiled sites cannot."""
-        self._watched = True
         if x.requires_grad:
             x.register_hook(self.count_gradient)  # type: ignore[no-untyped-call]
 

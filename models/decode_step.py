@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class DecodeStep:
         self.captures = can_capture(model.device)
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._captured: dict[tuple[int, ...], _Captured] = {}
+        self._pool = memory_pool() if self.captures else None  # graphs run one by one, so they share it
 
     def width(self, rows: int) -> int:
         """How many rows are computed where so many are asked for: few numbers, so that graphs come again."""
@@ -61,13 +63,15 @@ class DecodeStep:
         attend = self.cache.attention(len(ids), span)
         # The prompt's first token stands at position 1, so a row's n-th token stands at position n.
         token = Stream(self.model.decoder.embed(ids), attend.lengths, (1,) * len(ids), routes)
-        return self.model.logits(self.model.decode(token, attend))
+        return self.model.logits(self.model.through(token, attend))  # the prefill has refreshed the table
 
     def _capture(self, shape: tuple[int, ...], ids: Tensor, routes: Routes, span: int) -> bool:
         """Whether it could be captured: not where a kernel asks the host, as some of other libraries do."""
-        ids, routes = ids.clone(), routes.select(torch.arange(len(ids), device=ids.device))
+        # Graphs of another room are not replayed any more: rows are arranged for shorter prompts only.
+        self._captured = {key: held for key, held in self._captured.items() if key[2] == self.cache.room}
+        ids, routes = ids.clone(), Routes(routes.token_modality.clone())
         try:
-            logits, replay = record(lambda: self._logits(ids, routes, span))
+            logits, replay = record(lambda: self._logits(ids, routes, span), self._pool)
         except RuntimeError:
             self.captures = False
             return False
@@ -80,9 +84,14 @@ def can_capture(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def record(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+def memory_pool() -> Any:
+    """Where graphs keep what they compute on the way."""
+    return torch.cuda.graph_pool_handle()
+
+
+def record(run: Callable[[], Tensor], pool: Any) -> tuple[Tensor, Callable[[], None]]:
     """A graph of what `run` launches, and where it writes; nothing is computed before it is replayed."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         written = run()
     return written, graph.replay

@@ -82,7 +82,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=bias)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """float[N, D] -> turned queries float[N, H, E] and keys float[N, J, E], and values float[N, J, E]."""
         q, k, v = (
             rearrange(project(x), "n (h e) -> n h e", e=self.head_dim)
@@ -149,7 +149,7 @@ class Block(nn.Module):
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values of float[N, D]; of a parallel block the normed stream too."""
         normed = self.attn_norm(x)
-        heads = self.attn.project(normed, cos, sin)
+        heads = self.attn.heads(normed, cos, sin)
         return (*heads, normed) if self.parallel else heads
 
     def behind(self, x: Tensor, mixed: Tensor, normed: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 from zlib import crc32
 
@@ -108,10 +108,9 @@ def _written(system: System, queue: Queue, sampling: Sampling, tokens: int) -> I
     with model.adapters.turns.answering() as step:
         decoding = _Decoding(system, queue, sampling, tokens)
         while not decoding.finished:
-            for advance in (decoding.admit, decoding.step):
-                with step(), inference(model):
-                    rows = advance()
-                yield from rows
+            with step(), inference(model):
+                rows = decoding.admit() or decoding.step()
+            yield from rows
 
 
 class _Row:
@@ -201,14 +200,20 @@ class _Decoding:
         self._leave()
         if not any(self.rows):
             return []
-        if not self.waiting:
+        # Moving rows costs a copy, and pays only where fewer are computed then.
+        live = sum(row is not None for row in self.rows)
+        if not self.waiting and self._width(live) < self._width(self.cache.used):
             self._close_up()
         span = self.cache.advance()
-        width = self.logits.width(self.cache.used)
+        width = self._width(self.cache.used)
         if self.routes is None or len(self.routes.token_modality) != width:
             self.routes = self._routes_of(width)
         logits = self.logits(self.chosen[:width], self.routes, span)
         return self._choose(range(width), slice(width), logits)
+
+    def _width(self, rows: int) -> int:
+        """How many rows a step computes where so many are asked for; one of a bank is never captured."""
+        return rows if self.named else self.logits.width(rows)
 
     def _need(self, index: int) -> int:
         """The room that an answer may take."""
@@ -267,25 +272,8 @@ class _Decoding:
         model = self.system.model
         some = next(row for row in self.rows if row is not None)
         rows = [row or some for row in self.rows[:width]]
-        ones = torch.ones(width, dtype=torch.long, device=model.device)
-        names = tuple(row.adapter for row in rows) if self.named else None
-        return model.embed(_Next(ones, ones, (1,) * width, tuple(row.modality for row in rows), names)).routes
-
-
-@dataclass
-class _Next:
-    """One more token of every row as a packed batch, to ask who answers it."""
-
-    ids: Tensor
-    positions: Tensor
-    lengths: tuple[int, ...]
-    modalities: tuple[str, ...]
-    adapters: tuple[str | None, ...] | None
-    slots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    pictures: Tensor | None = None
-    sizes: tuple[tuple[int, int], ...] = ()
-    sources: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    targets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+        names = [row.adapter for row in rows] if self.named else None
+        return model.routes([row.modality for row in rows], [1] * width, names)
 
 
 class Chooser:

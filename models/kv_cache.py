@@ -43,9 +43,8 @@ class KVCache:
         """How many rows from the first to the last that is not free."""
         return max((row + 1 for row, held in enumerate(self.held) if held), default=0)
 
-    def prefill(self, packed: PackedAttention, rows: Sequence[int] | None = None) -> _Prefill:
-        """Attention over whole prompts that also fills these rows, one segment each, or all rows."""
-        rows = range(self.rows) if rows is None else rows
+    def prefill(self, packed: PackedAttention, rows: Sequence[int]) -> _Prefill:
+        """Attention over whole prompts that also fills these rows, one segment each."""
         if len(packed.lengths) != len(rows):
             raise ValueError(f"cache of {len(rows)} rows got {len(packed.lengths)} segments")
         for row, length in zip(rows, packed.lengths, strict=True):
@@ -55,11 +54,6 @@ class KVCache:
         self.lengths[index.to(packed.device)] = lengths.to(packed.device)
         places = torch.cat([torch.arange(length) for length in packed.lengths])
         return _Prefill(self, packed, index.repeat_interleave(lengths), places)
-
-    def step(self) -> _Step:
-        """Attention of one new token per row over everything before it."""
-        span = self.advance()
-        return self.attention(self.used, span)
 
     def advance(self) -> int:
         """Counts one more token in every row that is not free, and says how long the longest is then."""
@@ -71,7 +65,10 @@ class KVCache:
         return max(self.held)
 
     def attention(self, rows: int, span: int) -> _Step:
-        """What `step` gives, for the first rows and places; it asks the device alone and can be captured."""
+        """Attention of one new token in each of the first rows over what the first places hold.
+
+        `advance` comes first. It asks the device alone, so it can be captured.
+        """
         return _Step(self, rows, span)
 
     def drop(self, rows: Sequence[int]) -> None:
@@ -136,16 +133,19 @@ class _Step:
         self.row = torch.arange(rows, device=self.lengths.device)
         self.place = self.lengths - 1  # int64[S]: where the new token goes
         held = torch.arange(span, device=self.lengths.device)
-        self.visible = (held < self.lengths[:, None])[:, None, None]  # bool[S, 1, 1, T]
+        self.hidden = (held >= self.lengths[:, None])[:, None, None]  # bool[S, 1, 1, T]
+        self.mask: Tensor | None = None  # float[S, 1, 1, T], what all layers add to their scores
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.cache.write(layer, k, v, self.row, self.place)
+        if self.mask is None:
+            self.mask = torch.zeros_like(self.hidden, dtype=q.dtype).masked_fill_(self.hidden, -torch.inf)
         # The queries that share a key stand as a sequence: no key is repeated for them.
         mixed = functional.scaled_dot_product_attention(
             rearrange(q, "s (j g) e -> s j g e", j=k.shape[1]),
             keys[: len(q), :, : self.span],
             values[: len(q), :, : self.span],
-            attn_mask=self.visible,
+            attn_mask=self.mask,
         )
         return rearrange(mixed, "s j g e -> s (j g) e")
 

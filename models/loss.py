@@ -45,7 +45,7 @@ class _FrozenHead(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None, None
+        return (gradient.float() * grad).to(gradient.dtype), None, None, None
 
 
 def cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:

@@ -138,16 +138,15 @@ class MultimodalLM(nn.Module):
             self.adapters.state.watch(routed.x)
             if tokens is not None:  # the modality tokens go on too: the last sites read them
                 tokens = torch.cat([torch.arange(count, device=self.device), tokens + count])
-            return self._through(routed, PackedAttention(routed.lengths, self.device), tokens)[count:]
+            return self.through(routed, PackedAttention(routed.lengths, self.device), tokens)[count:]
 
     def decode(self, stream: Stream, attend: Attend, tokens: Tensor | None = None) -> Tensor:
         """Hidden states float[N, D] with route weights from the table, which no gradient reaches."""
         if self.adapters.active is not None:
             self.adapters.refresh_table()
-        with self._mixed_precision():
-            return self._through(stream, attend, tokens)
+        return self.through(stream, attend, tokens)
 
-    def _through(self, stream: Stream, attend: Attend, tokens: Tensor | None) -> Tensor:
+    def through(self, stream: Stream, attend: Attend, tokens: Tensor | None = None) -> Tensor:
         """The stream through the decoder; where tokens are named, no other leaves the last block."""
         state, keeps = self.adapters.state, Kept()
         if torch.is_grad_enabled():
@@ -158,7 +157,7 @@ class MultimodalLM(nn.Module):
             return rows.index_select(0, tokens)
 
         chosen = None if tokens is None else stream.routes.of_tokens(tokens)
-        with state.use(stream.routes):
+        with state.use(stream.routes), self._mixed_precision():
             hidden: Tensor = self.decoder(
                 stream.x, stream.positions, attend, None if tokens is None else narrow, keeps
             )
@@ -167,7 +166,8 @@ class MultimodalLM(nn.Module):
     def embed(self, batch: Packed) -> Stream:
         """Embeds the ids and puts projected pictures into their slots; the tower sees real pictures only."""
         x = self.decoder.embed(batch.ids)
-        routes, names = self._routes(batch)
+        names = batch.adapters
+        routes = self.routes(batch.modalities, batch.lengths, names)
         if batch.pictures is not None:
             seen = None if names is None else self._names_of_pictures(batch, names)
             if names is None and self.adapters.part("projector") is None:  # the bare base sees nothing
@@ -234,29 +234,30 @@ class MultimodalLM(nn.Module):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=half)
 
-    def _routes(self, batch: Packed) -> tuple[Routes, tuple[str | None, ...] | None]:
-        """Who answers every token of a batch, and the adapters of its segments where it names them."""
-        adapters, names, plan = self.adapters, batch.adapters, None
+    def routes(
+        self, modalities: Sequence[str], lengths: Sequence[int], names: Sequence[str | None] | None
+    ) -> Routes:
+        """Who answers every token of packed segments, by what each carries and the adapter it names."""
+        adapters, plan = self.adapters, None
         routed = adapters.active is not None and isinstance(adapters.config, MMAConfig)
         if names is not None:
             known = adapters.open_bank.modalities
         else:
             known = adapters.config.modalities if routed else MODALITIES
         if adapters.merged is not None and routed:
-            adapters.merged.check(batch.modalities)
-        if unknown := [name for name in batch.modalities if name not in known]:
+            adapters.merged.check(modalities)
+        if unknown := [name for name in modalities if name not in known]:
             raise ModelError(
                 f"adapter: {adapters.active!r} knows {', '.join(known)}, but a sample carries {unknown[0]}; "
                 "use an adapter that was tuned with it"
             )
-        of_segment = [known.index(name) for name in batch.modalities]
+        of_segment = [known.index(name) for name in modalities]
         if names is not None:
-            plan = adapters.open_bank.plan(names, of_segment, batch.lengths, self.device)
-        lengths = torch.tensor(batch.lengths, device=self.device)
-        token_modality = torch.tensor(of_segment, device=self.device).repeat_interleave(
-            lengths, output_size=sum(batch.lengths)
-        )
-        return Routes(token_modality, plan=plan), names
+            plan = adapters.open_bank.plan(names, of_segment, lengths, self.device)
+        repeats = torch.tensor(lengths, device=self.device)
+        of_token = torch.tensor(of_segment, device=self.device)
+        of_token = of_token.repeat_interleave(repeats, output_size=sum(lengths))
+        return Routes(of_token, plan=plan)
 
     def _names_of_pictures(self, batch: Packed, names: tuple[str | None, ...]) -> list[str | None]:
         """The adapter of the segment that each picture stands in."""

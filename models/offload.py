@@ -1,8 +1,9 @@
 """Blocks whose weights stay in the host's memory, for a GPU that is smaller than the base.
 
 They come to the device block by block, forward and again for the gradient, each while the one before it
-computes (arXiv 2104.07857); there is room for two. The weights are frozen, so nothing goes back. Only those
-of linear layers are held away: norms and biases are small.
+computes (arXiv 2104.07857); there is room for two. Behind a pass without a gradient the next one waits for
+its first block. The weights are frozen, so nothing goes back. Only those of linear layers are held away:
+norms and biases are small.
 
 Shapes: C channels of a layer's input, O of its output, W numbers of a block's weights together.
 """

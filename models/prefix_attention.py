@@ -75,6 +75,6 @@ def _behind(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         rearrange(q, "m (j g) e -> 1 j (g m) e", j=heads),
         rearrange(k, "t j e -> 1 j t e"),
         rearrange(v, "t j e -> 1 j t e"),
-        attn_mask=visible.repeat(shared, 1),
+        attn_mask=visible if shared == 1 else visible.repeat(shared, 1),
     )
     return rearrange(mixed, "1 j (g m) e -> m (j g) e", g=shared)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import main, ratio, take_turns
+from benchmarks.samples import bucketed, samples
 
 WANTED = {
     "adapter_kernel": ("where", "sites"),
@@ -64,3 +65,14 @@ def test_cases_take_turns_and_ratios_are_of_pairs():
     assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3, "c": 3}
     slow = {"case": [2.0, 4.0, 90.0], "peer": [1.0, 2.0, 30.0]}  # the machine was busy in the last round
     assert ratio(slow, "case", "peer") == {"ratio": 2.0, "low": 2.0, "high": 2.5}
+
+
+def test_samples_of_like_length_are_padded_to_the_longest_of_their_batch():
+    drawn = samples("QCM-A", 12, vocabulary=500, longest=128)
+    batches = bucketed(drawn, 512, (8, 8))
+    assert all(len(set(batch.lengths)) == 1 and len(batch.ids) <= 512 for batch in batches)
+    assert sorted(name for batch in batches for name in batch.sample_ids) == sorted(
+        each.sample_id for each in drawn
+    )
+    assert sum(len(batch.targets) for batch in batches) == sum(sum(each.supervised) for each in drawn)
+    assert sum(len(batch.ids) for batch in batches) > sum(map(len, drawn))

@@ -352,8 +352,8 @@ class Trainer:
     def _about(self) -> dict[str, Any]:
         """How the run computes; a change of settings is refused on resuming."""
         settings = json.loads(json.dumps({**asdict(self.optim), "steps": self.steps}))
-        # Who runs out of memory may go on with smaller batches: the same run but for the last bits.
-        del settings["tokens_per_batch"], settings["threads"]
+        # Who runs out of memory may go on with less of it: the same run but for the last bits.
+        del settings["tokens_per_batch"], settings["checkpointing"], settings["threads"]
         return {
             "settings": settings,
             "torch": torch.__version__,
@@ -368,7 +368,9 @@ class Trainer:
             return
         state, about = read_state(folder), self._about()
         settings = about["settings"]
-        changed = [key for key in settings if state.about["settings"].get(key) != settings[key]]
+        # What an older state does not name had its default.
+        before = {**json.loads(json.dumps(asdict(OptimSettings()))), **state.about["settings"]}
+        changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:
             raise RunError(
                 f"{self.run.folder} was begun with other settings ({', '.join(changed)}): "

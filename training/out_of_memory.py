@@ -6,11 +6,11 @@ from traceback import walk_tb
 
 from training.settings import OptimSettings
 
-# Functions by which a part of a step is known in a traceback, from the inside of a step outwards.
+# Functions by which a part of a step is known in a traceback; what is computed again is the backward pass.
 PARTS = {
+    "backward": "the backward pass",
     "cross_entropy": "the logits of the loss",
     "project": "the pictures",
-    "backward": "the backward pass",
     "loss": "the forward pass",
     "step": "the optimizer",
 }
@@ -24,7 +24,7 @@ def out_of_memory(error: BaseException, step: int, optim: OptimSettings) -> str:
     ways = [f"lower optim.tokens_per_batch ({optim.tokens_per_batch})"]
     if optim.checkpointing in LESS:
         ways.append(f"set optim.checkpointing to {LESS[optim.checkpointing]}")
-    ways.append("take a quantised base (base.quantise), or keep blocks on the host (run.offload)")
+    ways.append("keep blocks on the host (run.offload), or begin anew on a quantised base (base.quantise)")
     return (
         f"the memory of the GPU is too small for {part} in step {step}: {', or '.join(ways)}; "
         "--plan tells what each would need"

@@ -46,6 +46,11 @@ class World:
     split: bool = False  # all of them compute one model together, layer by layer
 
     @property
+    def here(self) -> int:
+        """How many of them run on this machine, as torchrun tells."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
+
+    @property
     def first(self) -> bool:
         """Whether this process writes the run folder and validates."""
         return self.rank == 0

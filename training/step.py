@@ -103,13 +103,14 @@ def train_step(
     world: World | None = None,
 ) -> StepResult:
     """Moves the trained parameters once; `step` (1 for the first) is named in errors."""
-    optimizer.zero_grad(set_to_none=True)
     told = accumulate(model, trainables, own, step=step, device=device, world=world)
     limit = clip if clip is not None else math.inf
     grad_norm = torch.nn.utils.clip_grad_norm_(trainables.values(), limit).item()
     if not math.isfinite(grad_norm):
         raise RunError(f"the gradient norm of step {step} is {grad_norm}; samples: {_ids(told)}")
     optimizer.step()
+    # Not before the next step: a validation in between would hold them, and could keep no routing table.
+    optimizer.zero_grad(set_to_none=True)
     count = sum(batch.targets for batch in told)
     loss = math.fsum(batch.loss for batch in told) / count
     ids = [sample_id for batch in told for sample_id in batch.sample_ids]

@@ -17,7 +17,6 @@ from data.picture_workers import Pictures
 from finetune import features
 from finetune.recipe import Recipe, read_recipe
 from finetune.samples import Data, open_sources, read_data
-from finetune.task import batch_of
 from mma import AdapterConfig, BottleneckConfig, LoraConfig, MMAConfig, PartsConfig
 from models.build import System, build_new
 from models.tower import Tower
@@ -57,7 +56,7 @@ def made(trained_world: Small, tmp_path: Path) -> Callable[..., tuple[Pictures, 
 
 
 def batch(pictures: Pictures, data: Data) -> PackedBatch:
-    return batch_of([*data.validation, *data.held], pictures)
+    return pictures.batch([*data.validation, *data.held])
 
 
 def loss_and_gradients(system: System, given: PackedBatch) -> tuple[float, dict[str, Tensor]]:
@@ -104,11 +103,16 @@ def test_features_of_another_tower_or_layer_are_not_taken(made, trained_world, t
     _, system, _ = made(STILL["lora"])
     known = features._about(system, features=True)
     assert features._about(system, features=True) == known
-    others = [replace(system.settings, **change) for change in ({"tower_every": 1}, {"precision": "bf16"})]
+    changes = (
+        {"tower_every": 1},
+        {"precision": "bf16"},
+        {"tower": "the same weights, another activation"},
+    )
+    others = [replace(system.settings, **change) for change in changes]
     told = {features._about(replace(system, settings=other), features=True) for other in others}
     system.model.adapters.identity = {**system.model.adapters.identity, "tower_digest": "another"}
     told.add(features._about(system, features=True))
-    assert len(told | {known}) == 4
+    assert len(told | {known}) == 5
     views = {features._about(replace(system, settings=other)) for other in others}
     assert views == {features._about(system)}, "views do not depend on the tower's weights"
 
@@ -158,7 +162,7 @@ def test_wrong_settings_are_one_line(trained_world):
 def test_workers_are_taken_where_there_are_pictures(made, monkeypatch):
     asked: list[int] = []
     monkeypatch.setattr(features, "Pictures", lambda load, workers, kept: asked.append(workers))
-    monkeypatch.setattr(features.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(features, "_cores", lambda: 16)
     made(STILL["lora"])
     made(STILL["lora"], workers=0)
     made(STILL["lora"], workers=3)

@@ -62,9 +62,9 @@ def test_what_is_kept_is_counted_to_the_byte(tiny_base, settings, kind):
 
 
 def recipe_of(base, settings, **optim) -> MMARecipe:
-    kind = MMARecipe if isinstance(settings, MMAConfig) else LoraRecipe
+    kind, method = (MMARecipe, "mma") if isinstance(settings, MMAConfig) else (LoraRecipe, "lora")
     run, data = RunSettings(folder=Path("run")), DataSettings(root=Path("data"))
-    return kind(base=base, run=run, data=data, optim=OptimSettings(**optim), adapter=settings)
+    return kind(base=base, run=run, data=data, optim=OptimSettings(**optim), adapter=settings, method=method)
 
 
 @pytest.mark.parametrize("kind", ["none", "full"])

@@ -116,9 +116,8 @@ def test_a_part_with_rate_0_is_kept_but_not_trained(planned):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_memory_is_that_of_the_real_tensors(kind, precision):
     base = BaseSettings(quantise=kind, precision=precision)
-    recipe = reader("parts").read_values(
-        {"run": {"folder": "a"}, "data": {"root": "a"}, "adapter": {"projector": "linear"}}, "a"
-    )
+    data = {"run": {"folder": "a"}, "data": {"root": "a"}}
+    recipe = reader("parts").read_values({"method": "parts", **data, "adapter": {"projector": "linear"}}, "a")
     line = plan(replace(recipe, base=base)).lines[0]
     decoder = build_base(base).model.decoder
     real = sum(parameter.numel() * parameter.itemsize for parameter in decoder.parameters())
@@ -164,9 +163,9 @@ def test_a_header_says_what_a_run_takes_and_gives(planned, name):
 
 
 def plain_recipe(**base):
-    return reader("parts").read_values(
-        {"run": {"folder": "a"}, "data": {"root": "a"}, "base": base, "adapter": {"projector": "linear"}}, "a"
-    )
+    data = {"run": {"folder": "a"}, "data": {"root": "a"}}
+    values = {"method": "parts", **data, "base": base, "adapter": {"projector": "linear"}}
+    return reader("parts").read_values(values, "a")
 
 
 @pytest.mark.parametrize(
@@ -191,6 +190,7 @@ def test_what_cannot_be_planned_is_told(base, match):
 def test_settings_that_fit_no_base_are_refused():
     recipe = reader("parts").read_values(
         {
+            "method": "parts",
             "run": {"folder": "a"},
             "data": {"root": "a"},
             "adapter": {"projector": "linear", "tuned": ["decodr"]},

@@ -128,3 +128,8 @@ def test_a_wrong_recipe_is_refused_in_one_line(file, text, error, match):
 def test_an_error_names_its_stage(file):
     with pytest.raises(RunError, match=r"recipe.yaml, stage tune: unknown setting 'adapter.rank'"):
         read_stages(file(STAGED.replace("r: 4", "rank: 4")))
+
+
+def test_the_settings_of_one_method_do_not_go_by_the_name_of_another():
+    with pytest.raises(RunError, match="method is 'mma', but this is a LoraRecipe: name its own"):
+        reader("lora").read_values({"run": {"folder": "a"}, "data": {"root": "a"}}, "a")

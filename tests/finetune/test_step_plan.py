@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from data.source import SourceSettings
 from finetune import step_plan as planning
 from finetune.estimate import Epoch, epoch_of, products_per_second
 from finetune.plan import plan
@@ -97,3 +99,24 @@ def test_a_base_that_is_not_known_is_named():
     recipe = recipe_of("lavin-7b")
     with pytest.raises(ModelError, match="names no decoder"):
         planned(replace(recipe, base=replace(recipe.base, architecture="")))
+
+
+def test_pictures_of_many_slots_leave_the_text_its_tokens():
+    """Half of the samples with 2,880 slots, 320 tokens of text each: the mean is shorter than a picture."""
+    recipe = recipe_of("llava-next-llama3-8b")
+    shape = shape_of(recipe, 2880, Epoch(samples=1000, tokens=1_760_000, pictures=500))
+    assert [size is not None for size in shape.pictures] == [True, True, False, False]
+    assert set(shape.supervised) == {213}
+
+
+def test_a_small_mixture_is_looked_at_from_end_to_end(tmp_path):
+    """Sources lie one after the other: the first rows tell nothing of the last ones."""
+    for name, text in (("short", "a" * 35), ("long", "b" * 3500)):
+        turns = [{"from": "human", "value": text}, {"from": "gpt", "value": text}]
+        rows = [{"id": f"{name}{index}", "conversations": turns} for index in range(50)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    recipe = recipe_of("llava-7b")
+    mix = tuple(SourceSettings(path=tmp_path / f"{name}.json") for name in ("short", "long"))
+    found = epoch_of(replace(recipe, data=replace(recipe.data, mix=mix)), slots=0)
+    assert found is not None and found.samples == 100
+    assert found.tokens == pytest.approx(50 * (20 + 3) + 50 * (2000 + 3), rel=0.01)

@@ -68,7 +68,7 @@ class Case:
 
 CASES = {
     f"{'rms' if rms else 'layer'} {route} {r}x{routes} {str(dtype).removeprefix('torch.')}": Case(
-        rms, route, r, routes, dtype, dropout=0.5 if r < 20 else 0.0, shift=r > 5
+        rms, route, r, routes, dtype, dropout=0.5 if r > 5 else 0.0, shift=r > 5
     )
     for rms, (route, r, routes), dtype in product(
         (True, False),

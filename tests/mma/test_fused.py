@@ -301,7 +301,7 @@ def test_compiled_without_a_break_or_another_compilation(part, norm):
 
 
 def test_compiled_with_modality_tokens():
-    """A compiled site cannot count gradients: a hook outside does, or every question finds a new number."""
+    """A compiled site cannot count gradients: the hook of the stream in front of it does."""
     torch._dynamo.reset()
     site = made(NORMS["rms"](), "decoder", MMAConfig(dropout=0.0))
     state, router = site._state, site.adapters["a"].router.weight
@@ -313,7 +313,6 @@ def test_compiled_with_modality_tokens():
         found.append((y, *torch.autograd.grad(y.square().sum(), [x, router])))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
-    assert state.gradients != state.gradients
     x = stream().requires_grad_()
     state.watch(x)
     with state.use(Routes(MODALITY, FRONT)):

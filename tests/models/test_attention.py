@@ -59,11 +59,11 @@ def test_cached_equals_uncached(shape, steps, seed):
     rows = list(zip(*(x.split(whole) for x in (q, k, v)), strict=True))
     cache = KVCache(1, len(lengths), max(whole))
     heads_of = [torch.cat([row[i][: len(row[i]) - steps] for row in rows]) for i in range(3)]
-    got = list(cache.prefill(PackedAttention(lengths))(0, *heads_of).split(lengths))
+    got = list(cache.prefill(PackedAttention(lengths), range(len(lengths)))(0, *heads_of).split(lengths))
     for step in range(steps):
         new = [torch.stack([row[i][length + step] for row, length in zip(rows, lengths, strict=True)])
                for i in range(3)]  # fmt: skip
-        out = cache.step()(0, *new)
+        out = cache.attention(cache.used, cache.advance())(0, *new)
         got = [torch.cat([done, line[None]]) for done, line in zip(got, out, strict=True)]
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
@@ -74,9 +74,13 @@ def test_rows_that_are_kept_go_on_alone():
     q, k, v = random_qkv([x + 1 for x in lengths], 2, 2, 0)
     rows = list(zip(*(x.split([x + 1 for x in lengths]) for x in (q, k, v)), strict=True))
     cache = KVCache(1, 3, 6)
-    cache.prefill(PackedAttention(lengths))(0, *(torch.cat([row[i][:-1] for row in rows]) for i in range(3)))
+    cache.prefill(PackedAttention(lengths), range(len(lengths)))(
+        0, *(torch.cat([row[i][:-1] for row in rows]) for i in range(3))
+    )
     cache.keep(torch.tensor([2, 0]))
-    out = cache.step()(0, *(torch.stack([rows[r][i][-1] for r in (2, 0)]) for i in range(3)))
+    out = cache.attention(cache.used, cache.advance())(
+        0, *(torch.stack([rows[r][i][-1] for r in (2, 0)]) for i in range(3))
+    )
     for got, row in zip(out, (rows[2], rows[0]), strict=True):
         torch.testing.assert_close(got, plain(*row)[-1])
 
@@ -84,12 +88,12 @@ def test_rows_that_are_kept_go_on_alone():
 def test_a_misused_cache_says_so():
     cache = KVCache(1, 2, 4)
     with pytest.raises(ValueError, match="prefill it before the first step"):
-        cache.step()
+        cache.attention(cache.used, cache.advance())
     with pytest.raises(ValueError, match="cache of 2 rows got 1 segments"):
-        cache.prefill(PackedAttention([3]))
-    cache.prefill(PackedAttention([3, 4]))
+        cache.prefill(PackedAttention([3]), range(2))
+    cache.prefill(PackedAttention([3, 4]), range(2))
     with pytest.raises(ValueError, match="room for 4 tokens and is full"):
-        cache.step()
+        cache.attention(cache.used, cache.advance())
 
 
 def test_gradients_reach_queries_keys_and_values():

@@ -59,6 +59,22 @@ def test_the_gradients_are_those_of_the_plain_blocks(tiny_system, kind, settings
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("part", ["tower.last1", "decoder.blocks.1"])
+def test_training_and_evaluation_share_a_model(tiny_system, part):
+    """A trained part, a first picture alone, no gradients: each asks for graphs of the same code."""
+    plain, compiled = (tiny_system(dropout=0.0, tuned=(part,)).model for _ in range(2))
+    compile_blocks(compiled, "aot_eager")
+    several = batch_of(sample("a", 9, seen=True), sample("b", 20, seen=False), sample("c", 5, seen=True))
+    alone = batch_of(sample("d", 7, seen=True))
+    for _ in range(2):
+        same(of(compiled.train(), several), of(plain.train(), several))
+        same(of(compiled, alone), of(plain, alone))
+        for batch in (several, alone):
+            with torch.no_grad():
+                found, wanted = compiled.eval()(batch), plain.eval()(batch)
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_answers_are_those_of_the_plain_blocks(tiny_system):
     plain, compiled = (tiny_system().model.eval() for _ in range(2))
     compile_blocks(compiled, "aot_eager")

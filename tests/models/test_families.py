@@ -128,12 +128,16 @@ def test_cached_decoding_equals_transformers(oracle, folder):
         wanted = [oracle(row[None]).logits[0, -1] for row in rows]
         cache = KVCache(decoder.config.n_layers, len(rows), 16)
         first = [row[:1] for row in rows]
-        packed = cache.prefill(PackedAttention([1] * len(rows)))
+        packed = cache.prefill(PackedAttention([1] * len(rows)), range(len(rows)))
         hidden = decoder(decoder.embed(torch.cat(first)), torch.zeros(len(rows), dtype=torch.long), packed)
         got = list(hidden)
         for place in range(1, max(LENGTHS)):  # a row that has ended is fed on and not looked at
             new = torch.stack([row[min(place, len(row) - 1)] for row in rows])
-            hidden = decoder(decoder.embed(new), torch.full((len(rows),), place), cache.step())
+            hidden = decoder(
+                decoder.embed(new),
+                torch.full((len(rows),), place),
+                cache.attention(cache.used, cache.advance()),
+            )
             got = [hidden[i] if place < length else got[i] for i, length in enumerate(LENGTHS)]
         for ours, theirs in zip(got, wanted, strict=True):
             close = 1e-5 * max(1.0, theirs.abs().max().item())

@@ -245,7 +245,7 @@ def graphs(monkeypatch):
     """Stands for CUDA graphs: what is recorded is run when it is replayed, and reads the same tensors."""
     recorded = []
 
-    def record(run):
+    def record(run, pool):
         written = torch.empty(0)
 
         def replay():
@@ -258,6 +258,7 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(decode_step, "record", record)
     monkeypatch.setattr(decode_step, "can_capture", lambda device: True)
+    monkeypatch.setattr(decode_step, "memory_pool", lambda: None)
     monkeypatch.setattr(decode_step, "SPAN", 16)
     return recorded
 
@@ -282,7 +283,7 @@ def test_a_captured_step_follows_who_answers_its_rows(tiny_system, graphs, monke
         cache = KVCache(model.decoder.config.n_layers, 2, 60)
         with torch.no_grad():
             prompt = model.embed(batch)
-            model.decode(prompt, cache.prefill(PackedAttention(prompt.lengths)))
+            model.decode(prompt, cache.prefill(PackedAttention(prompt.lengths), range(len(prompt.lengths))))
             step = DecodeStep(model, cache)
             for segment in segments:
                 token = torch.tensor([segment * batch.lengths[0]] * 2)
@@ -302,7 +303,10 @@ def test_widths_of_captured_steps_are_few(tiny_system, graphs):
 
 
 def test_where_a_step_cannot_be_captured_it_is_launched_as_ever(tiny_system, graphs, monkeypatch):
-    def refused(run):
+    tried = []
+
+    def refused(run, pool):
+        tried.append(run)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     system = tiny_system()
@@ -310,6 +314,7 @@ def test_where_a_step_cannot_be_captured_it_is_launched_as_ever(tiny_system, gra
     sampling, wanted = plain(system, queue)
     monkeypatch.setattr(decode_step, "record", refused)
     assert answers(system, queue, sampling, 300) == wanted
+    assert len(tried) == 1, "not tried again"
 
 
 @pytest.mark.gpu
@@ -317,7 +322,7 @@ def test_where_a_step_cannot_be_captured_it_is_launched_as_ever(tiny_system, gra
 def test_graphs_give_the_answers_of_the_cpu(tiny_base, monkeypatch):
     found, captured = [], []
     real = decode_step.record
-    monkeypatch.setattr(decode_step, "record", lambda run: captured.append(run) or real(run))
+    monkeypatch.setattr(decode_step, "record", lambda run, pool: captured.append(run) or real(run, pool))
     for device in ("cpu", "cuda"):
         system = build_new(tiny_base, MMAConfig(dropout=0.0, projector_hidden=8), device)
         here = queue_of(system, list(range(len(TEXTS))))

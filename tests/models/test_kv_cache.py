@@ -24,7 +24,7 @@ def fill(cache: KVCache, rows: list[list[Tensor]], places: list[int], lengths: l
 
 def step(cache: KVCache, rows: dict[int, tuple[list[Tensor], int]]) -> None:
     """One more token in the rows at these places (row, and what it holds), against plain attention."""
-    attend = cache.step()
+    attend = cache.attention(cache.used, cache.advance())
     new = [torch.zeros(cache.used, *next(iter(rows.values()))[0][i].shape[1:]) for i in range(3)]
     for place, (row, held) in rows.items():
         for i in range(3):

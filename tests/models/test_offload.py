@@ -217,7 +217,12 @@ def test_a_run_gives_the_same_adapter(world):
 
 @pytest.mark.parametrize(("count", "there"), [(1, 1), (4, 2)])
 def test_the_plan_counts_what_the_device_holds(base, count, there):
-    values = {"run": {"folder": "a"}, "data": {"root": "a"}, "adapter": {"projector": "linear"}}
+    values = {
+        "method": "parts",
+        "run": {"folder": "a"},
+        "data": {"root": "a"},
+        "adapter": {"projector": "linear"},
+    }
     recipe = replace(reader("parts").read_values(values, "a"), base=base)
     less = replace(recipe, run=replace(recipe.run, offload=count))
     whole, held = (plan(each).lines[0] for each in (recipe, less))

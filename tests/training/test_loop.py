@@ -229,6 +229,21 @@ def test_a_signal_before_the_first_step_ends_the_run(tmp_path, monkeypatch):
     assert train(toy_task(), toy_optim(epochs=2), RunSettings(tmp_path)).step == 8
 
 
+def test_a_run_goes_on_with_less_memory_and_from_a_state_that_knows_fewer_settings(tmp_path):
+    train(toy_task(), toy_optim(max_steps=3, warmup_steps=1, warmup=0), RunSettings(tmp_path))
+    (file,) = (tmp_path / "state").rglob("*.json")
+    state = json.loads(file.read_text())
+    settings = next(each["settings"] for each in (state, state.get("about", {})) if "settings" in each)
+    del settings["optimizer"]  # as before there was a choice
+    assert "checkpointing" not in settings and "tokens_per_batch" not in settings
+    file.write_text(json.dumps(state))
+    less = toy_optim(max_steps=3, warmup_steps=1, warmup=0, checkpointing="full", tokens_per_batch=64)
+    assert train(toy_task(), less, RunSettings(tmp_path)).step == 3
+    other = toy_optim(max_steps=3, warmup_steps=1, warmup=0, optimizer="adamw8bit")
+    with pytest.raises(RunError, match=r"was begun with other settings \(optimizer\)"):
+        train(toy_task(), other, RunSettings(tmp_path))
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path):
     train(toy_task(), toy_optim(epochs=2), RunSettings(tmp_path))
     with pytest.raises(RunError, match=r"was begun with other settings \(lr\)"):

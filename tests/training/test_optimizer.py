@@ -297,7 +297,9 @@ def test_a_run_in_eight_bits_resumes_in_the_same_bits(tmp_path):
 
 
 def test_the_plan_counts_averages_in_eight_bits():
-    recipe = reader("lora").read_values({"run": {"folder": "a"}, "data": {"root": "a"}}, "a")
+    recipe = reader("lora").read_values(
+        {"method": "lora", "run": {"folder": "a"}, "data": {"root": "a"}}, "a"
+    )
     less = replace(recipe, optim=replace(recipe.optim, optimizer="adamw8bit"))
     wide, short = (plan(each).lines[-1] for each in (recipe, less))
     assert wide.bytes == 16 * wide.trained
