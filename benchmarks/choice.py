@@ -14,11 +14,8 @@ Ratios are of times: the other way's over one pass; tokens that go through the d
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
@@ -27,10 +24,12 @@ import torch
 
 from benchmarks.lengths import lengths
 from benchmarks.measure import against, main, ratio, table, take_turns
-from benchmarks.shapes import SHAPES, training_model
+from benchmarks.shapes import MEASURED, SHAPES, training_model
+from data.picture_workers import Pictures
 from data.pictures import Prepared
 from data.sample import Sample, Tokens
-from eval.runner import Asker, answer, choose
+from eval.choice import choose
+from eval.runner import Asker, answer
 from models.build import System
 from models.multimodal import inference
 
@@ -62,7 +61,8 @@ def measure(quick: bool, shape: str = "cpu-small") -> tuple[str, dict[str, Any]]
     samples = _samples(count, size.decoder.vocab_size, size.longest // 2)
     numbers: Any = _Numbers()
     system = System(training_model(size, size.device), numbers, None)  # type: ignore[arg-type]
-    asker = Asker(system, numbers, lambda path: Prepared(torch.empty(0), (0, 0)), size.budget, progress=False)
+    none = Pictures(lambda path: Prepared(torch.empty(0), (0, 0)))
+    asker = Asker(system, numbers, none, size.budget, progress=False)
     cases: dict[str, Callable[[], object]] = {
         "one pass": lambda: [made.option for made in choose(asker, samples).predictions.values()],
         "per option": lambda: _per_option(asker, samples),
@@ -124,7 +124,4 @@ def _per_option(asker: Asker, samples: Sequence[Sample]) -> list[int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--shape", default="cpu-small", choices=("cpu-small", "7b"))
-    options, sys.argv[1:] = parser.parse_known_args()
-    main("choice", __doc__, partial(measure, shape=options.shape))
+    main("choice", __doc__, measure, MEASURED)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from eval.scienceqa import CATEGORIES, Score, Scores, percent
+from eval.scienceqa import CATEGORIES
+from eval.scores import Score, Scores, percent
 
 # In units of the drawing; 360 wide is a phone's screen, larger screens scale it up.
 WIDTH, LEFT, RIGHT = 360, 48, 44

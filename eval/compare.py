@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eval.errors import EvalError
 from eval.results import Prediction
-from eval.scienceqa import percent
+from eval.scores import percent
 from eval.statistics import Interval, Paired, mcnemar, paired_difference
 
 

@@ -20,7 +20,8 @@ from eval.charts import bars, heat_map
 from eval.compare import compare
 from eval.errors import EvalError
 from eval.results import Result, write_text
-from eval.scienceqa import CATEGORIES, Score, percent
+from eval.scienceqa import CATEGORIES
+from eval.scores import Score, percent
 
 TEMPLATE = Path(__file__).with_name("report.html")
 EXAMPLES, WITH_PICTURE = 12, 9

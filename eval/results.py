@@ -14,12 +14,12 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
-from eval.scienceqa import CATEGORIES, Score, Scores
+from eval.scores import Score, Scores
 
 FORMAT = "mma-eval-1"
 _PARTS = ("scores", "unparsable", "predictions", "settings", "versions", "digests")
@@ -31,10 +31,12 @@ _PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 class Prediction:
     """What was answered to one question."""
 
-    option: int | None  # None: the answer named no option
-    gold: int | None = None  # None: the file does not say
+    option: int | None  # None: the answer named no option, or there is none to name
+    gold: Any = None  # an option's index, or what the benchmark compares with; None: the file does not say
     text: str | None = None  # of a generated answer
     likelihoods: tuple[float, ...] | None = None  # natural logarithm, per option; of a choice
+    read: str | int | None = None  # what the scorer read in the answer; None: nothing, or it is the option
+    score: float | None = None  # in [0, 1]; None: right where the option is the gold one
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Result:
     settings: dict[str, Any]
     versions: dict[str, str]
     digests: dict[str, str]
+    checks: dict[str, Any] = field(default_factory=dict)  # cut prompts, unreadable pictures, leaks
 
 
 def versions() -> dict[str, str]:
@@ -70,14 +73,21 @@ def write_result(path: Path, result: Result) -> None:
     """Write the file whole or not at all."""
     content = {
         "format": FORMAT,
-        "scores": {name: asdict(score) for name, score in result.scores.categories.items()},
+        "scores": {name: _told(score, scale=100.0) for name, score in result.scores.categories.items()},
         "unparsable": result.scores.unparsable,
-        "predictions": {pid: asdict(prediction) for pid, prediction in result.predictions.items()},
+        "notes": dict(result.scores.notes),
+        "checks": result.checks,
+        "predictions": {pid: _told(made, read=None, score=None) for pid, made in result.predictions.items()},
         "settings": result.settings,
         "versions": result.versions,
         "digests": result.digests,
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _told(value: Score | Prediction, **usual: Any) -> dict[str, Any]:
+    """The fields of a value; some are left out where they say what is usual."""
+    return {key: item for key, item in asdict(value).items() if key not in usual or item != usual[key]}
 
 
 def check_writable(path: Path) -> None:
@@ -114,7 +124,7 @@ def read_result(path: Path) -> Result:
     """The result file of an earlier evaluation."""
     content = _read_object(path)
     if content.get("format") != FORMAT:
-        raise EvalError(f"{path}: not a result of `python -m eval scienceqa` (no format {FORMAT!r} in it)")
+        raise EvalError(f"{path}: not a result of `python -m eval` (no format {FORMAT!r} in it)")
     return _result(path, content)
 
 
@@ -171,10 +181,11 @@ def _result(path: Path, content: Mapping[str, Any]) -> Result:
     if missing:
         raise EvalError(f"{path}: a result file without {', '.join(missing)}; evaluate again")
     try:
-        categories = {name: _score(content["scores"][name]) for name in CATEGORIES}
+        categories = {name: _score(value) for name, value in content["scores"].items()}
         predictions = {pid: _prediction(value) for pid, value in content["predictions"].items()}
-        scores = Scores(categories, int(content["unparsable"]))
+        scores = Scores(categories, int(content["unparsable"]), dict(content.get("notes", {})))
         parts = [dict(content[part]) for part in ("settings", "versions", "digests")]
+        parts.append(dict(content.get("checks", {})))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise EvalError(f"{path}: a damaged result file ({reason}); evaluate again") from None
@@ -183,22 +194,24 @@ def _result(path: Path, content: Mapping[str, Any]) -> Result:
 
 def _score(value: Mapping[str, Any]) -> Score:
     """One score of a result file; what does not fit raises one of Python's own errors."""
-    count = int(value["count"])
+    count, scale = int(value["count"]), float(value.get("scale", 100.0))
     if count == 0:
-        return Score.of(0, 0)
-    return Score(float(value["value"]), float(value["low"]), float(value["high"]), count)
+        return Score(None, None, None, 0, scale)
+    return Score(float(value["value"]), float(value["low"]), float(value["high"]), count, scale)
 
 
 def _prediction(value: Mapping[str, Any]) -> Prediction:
     """One prediction of a result file; what does not fit raises one of Python's own errors."""
     option, gold, likelihoods = value["option"], value["gold"], value["likelihoods"]
-    if not isinstance(option, int | None) or not isinstance(gold, int) or (option or 0) < 0:
+    read, score = value.get("read"), value.get("score")
+    unmarked = "score" not in value and not isinstance(gold, int)  # nothing says whether it is right
+    if not isinstance(option, int | None) or unmarked or (option or 0) < 0:
         raise ValueError(f"option {_shown(option)}, right answer {_shown(gold)}")
     if likelihoods is not None:
         likelihoods = tuple(float(number) for number in likelihoods)
         if not all(math.isfinite(number) for number in likelihoods):
             raise ValueError("a likelihood that is not a number")
-    return Prediction(option, gold, value["text"], likelihoods)
+    return Prediction(option, gold, value["text"], likelihoods, read, None if score is None else float(score))
 
 
 def _shown(value: object) -> str:

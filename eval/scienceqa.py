@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from data.scienceqa import LETTERS, Problem
-from eval.statistics import wilson
+from eval.scores import Score, Scores
 
 # The published evaluation code wants one more character after the letter (so "The answer is B" at the
 # very end is missed there) and draws an option at random where it finds none. Here the letter may end
@@ -46,49 +45,6 @@ CATEGORIES: dict[str, Callable[[Problem], bool]] = {
     "Avg": lambda problem: True,
 }
 """The nine columns of the published tables; a problem with hint and picture counts in TXT and in IMG."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share of right answers in [0, 1] with its 95 % interval; all None where there was no question."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    count: int
-
-    @classmethod
-    def of(cls, right: int, count: int) -> Score:
-        """The score of so many right answers."""
-        if count == 0:
-            return cls(None, None, None, 0)
-        return cls(right / count, *wilson(right, count), count)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The nine categories by name, and how many answers named no option."""
-
-    categories: dict[str, Score]
-    unparsable: int
-
-    def table(self) -> str:
-        """What to print: the names, the percentages, both ends of the intervals and the counts."""
-        scores = self.categories.values()
-        rows = {
-            "": list(self.categories),
-            "%": [percent(score.value) for score in scores],
-            "low": [percent(score.low) for score in scores],
-            "high": [percent(score.high) for score in scores],
-            "count": [str(score.count) for score in scores],
-        }
-        lines = [f"{name:<5}" + "".join(f"{cell:>8}" for cell in cells) for name, cells in rows.items()]
-        return "\n".join([*lines, f"unparsable answers: {self.unparsable} (counted as wrong)"])
-
-
-def percent(share: float | None) -> str:
-    """Two decimals as the published tables print them; a dash where there is nothing to average."""
-    return "-" if share is None else f"{share * 100:.2f}"
 
 
 def score(problems: Mapping[str, Problem], predictions: Mapping[str, int | None]) -> Scores:

@@ -1,30 +1,38 @@
-"""One evaluation from an adapter folder and a data set to a result.
+"""One evaluation, from adapter folders and official files to results.
 
-This is where models, data and adapters meet for an evaluation; the arithmetic is in `runner.py` and
-`scienceqa.py`.
+This is where models, data and adapters meet: `ask` puts the questions and streams the answers to disk,
+`assemble` scores what lies there, without a model. Every process of several asks its own share.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from data.packing import LoadPicture
+from data.picture_workers import Pictures
 from data.pictures import check_pictures, picture_loader, slot_counter
-from data.prompts import render, require_format
-from data.scienceqa import digest, load_split
-from data.template import TEMPLATES, make_template
+from data.sample import Sample
+from data.template import make_template
+from eval import benchmark as registry
+from eval.benchmark import Benchmark, Question
+from eval.choice import choosing
+from eval.columns import Column, Opened, adapter_folder, open_columns, prompting_of
 from eval.errors import EvalError
-from eval.results import Result, file_digest, versions
-from eval.runner import Asker, answer, choose, noise_instead
-from eval.scienceqa import score
-from mma.folder import CONFIG, TENSORS
-from mma.run_folder import adapter_of
-from mma.storage import describe
-from models.build import BaseSettings, System, load
+from eval.results import Prediction, Result, versions
+from eval.runner import Asked, Asker, answering, noise_instead
+from eval.stream import Line, Part, head_of, read
+
+Decode = Literal["choice", "generate"]
 
 
 @dataclass(frozen=True)
@@ -32,105 +40,278 @@ class Settings:
     """What is evaluated, and how."""
 
     data: Path
-    split: str
-    adapter: Path  # an adapter folder, or a run folder that holds one
-    decode: Literal["choice", "generate"] = "choice"
+    adapters: tuple[Path, ...]  # adapter folders, or run folders that hold one
+    benchmark: str = "scienceqa"
+    split: str | None = None  # None: the benchmark's first
+    decode: Literal["choice", "generate", "both"] = "choice"
+    by_length: bool = False  # likelihoods of options are divided by their tokens
     blind: bool = False  # every picture replaced by noise
-    no_adapter: bool = False  # the untouched base
-    format: str | None = None  # of the prompt; None: the one the adapter was trained with
+    no_adapter: bool = False  # only the untouched base
+    with_base: bool = False  # the untouched base too
+    format: str | None = None  # of ScienceQA's prompts; None: the one the adapter was trained with
     long: Literal["error", "truncate"] = "error"
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None  # None: the benchmark's own
     tokens_per_batch: int = 4096
     device: str = "auto"
     base: dict[str, Any] = field(default_factory=dict)  # settings of the base that differ from the adapter's
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "tokens_per_batch"):
-            if getattr(self, name) < 1:
-                raise EvalError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EvalError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
-
-def adapter_folder(path: Path) -> Path:
-    """The adapter folder itself, or the one in a run folder: that of its last stage if it has several."""
-    folder = adapter_of(path)
-    if not (folder / CONFIG).is_file():
-        raise EvalError(f"{path}: neither an adapter folder (with {CONFIG}) nor a run folder (with adapter/)")
-    return folder
+    @property
+    def decodes(self) -> tuple[Decode, ...]:
+        """The ways in which every column answers."""
+        return ("choice", "generate") if self.decode == "both" else (self.decode,)
 
 
 def evaluate(settings: Settings) -> Result:
-    """Load everything, ask every question of the split, and score."""
-    device = _device(settings.device)
-    problems = load_split(settings.data, settings.split)  # first: wrong data shows before a model is loaded
-    if not problems:
-        raise EvalError(f"{settings.data}: split {settings.split!r} is empty; name another")
-    folder = adapter_folder(settings.adapter)
-    description = describe(folder)
-    prompt = prompt_of(settings, description)
-    name = description.get("template", "lavin")
-    if name not in TEMPLATES:
-        raise EvalError(
-            f"{folder}: was trained with template {name!r}, which this version does not have; update it"
-        )
-    samples = [
-        render(problem, prompt["format"], problem.picture(settings.data), prompt["captions"])
-        for problem in problems
-    ]
+    """The result of one adapter, or of the untouched base."""
+    (result,) = evaluate_all(settings).values()
+    return result
+
+
+def evaluate_all(settings: Settings, parts: Path | None = None) -> dict[str, Result]:
+    """Asks every question of a split of every column; the results by column.
+
+    Args:
+        parts: Folder for the answers as they come; what is there is not asked again.
+    """
+    with tempfile.TemporaryDirectory() if parts is None else nullcontext(parts) as folder:
+        ask(settings, Path(folder))
+        return assemble(settings, Path(folder))
+
+
+def ask(settings: Settings, parts: Path, shard: tuple[int, int] = (0, 1)) -> None:
+    """Puts the questions of one share, i of n, and writes the answers into the folder of parts."""
+    benchmark, questions = load_questions(settings, parts)  # first: wrong data shows before a model is loaded
+    check_prompts(settings, benchmark, questions)
     if not settings.blind:
-        check_pictures(image for sample in samples for image in sample.images)
-    system = load(folder, base_of(settings, description), device)
-    pictures = noise_instead(system, samples) if settings.blind else picture_loader(system.preprocess)
-    slots_of = slot_counter(system.image_slots, system.model.slots)
-    template = make_template(name, system.tokenizer, slots_of)
-    asker = Asker(system, template, pictures, settings.tokens_per_batch, settings.long)
-    with system.model.adapters.disable_adapter() if settings.no_adapter else nullcontext():
-        if settings.decode == "choice":
-            answers = choose(asker, samples)
-        else:
-            answers = answer(asker, samples, max_new_tokens=settings.max_new_tokens)
-    by_id = {problem.pid: problem for problem in problems}
-    scores = score(by_id, {pid: made.option for pid, made in answers.predictions.items()})
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
-    found = {"base": asdict(system.settings), "device": device, "truncated": len(answers.truncated)}
-    return Result(
-        scores=scores,
-        predictions=answers.predictions,
-        settings={"benchmark": "scienceqa", **told, **prompt, **found},
-        versions=versions(),
-        digests=_digests(settings, folder, system),
+        check_pictures(dict.fromkeys(image for question in questions for image in question.images))
+    opened = open_columns(
+        settings.adapters,
+        settings.base,
+        device_of(settings.device),
+        settings.format,
+        with_adapters=not settings.no_adapter,
+        with_base=settings.with_base,
     )
+    head = _head(settings, benchmark, questions, opened)
+    part = Part(parts, head, shard)
+    try:
+        for decode in settings.decodes:
+            for columns in _together(opened):
+                share = questions[shard[0] :: shard[1]]
+                _ask(settings, benchmark, opened, columns, decode, share, part)
+    finally:
+        part.close()
 
 
-def prompt_of(settings: Settings, description: dict[str, Any]) -> dict[str, Any]:
-    """The prompt format and whether it has captions, as the adapter was trained."""
-    recorded = description.get("provenance")
-    provenance = recorded if isinstance(recorded, dict) else {}
-    name = settings.format or provenance.get("format")
-    if not isinstance(name, str):
-        raise EvalError(
-            f"{settings.adapter}: its {CONFIG} does not say with which prompt format it was trained; "
-            "give one, e.g. --format QCM-A"
-        )
-    require_format(name)
-    return {"format": name, "captions": bool(provenance.get("captions", False))}
+def assemble(settings: Settings, parts: Path) -> dict[str, Result]:
+    """The results by column, from the answers of all processes."""
+    benchmark, questions = load_questions(settings, parts)
+    head = head_of(parts)
+    lines = {(line.column, line.id): line for line in read(parts)}
+    results = {}
+    for label, told in head["columns"].items():
+        missing = [question.id for question in questions if (label, question.id) not in lines]
+        if missing:
+            raise EvalError(
+                f"{parts}: {len(missing)} of {len(questions)} answers of {label} are missing (the first is "
+                f"{missing[0]}); run the same command again to ask for the rest"
+            )
+        own = {question.id: lines[label, question.id] for question in questions}
+        results[label] = _result(settings, benchmark, questions, own, {**head, "column": told})
+    return results
 
 
-def base_of(settings: Settings, description: dict[str, Any]) -> BaseSettings | None:
-    """The base the adapter names, with what was said otherwise; None where nothing was."""
-    if not settings.base:
-        return None
-    recorded = description.get("base")
-    return BaseSettings(**{**(recorded if isinstance(recorded, dict) else {}), **settings.base})
+def load_questions(settings: Settings, parts: Path) -> tuple[Benchmark, list[Question]]:
+    """The benchmark and the questions of the split."""
+    benchmark = registry.find(settings.benchmark)
+    split = settings.split or benchmark.splits[0]
+    questions = benchmark.load(settings.data, split, parts / "pictures")
+    if not questions:
+        raise EvalError(f"{settings.data}: split {split!r} is empty; name another")
+    twice = [key for key, count in Counter(question.id for question in questions).items() if count > 1]
+    if twice:
+        raise EvalError(f"{settings.data}: {len(twice)} ids stand there twice (the first is {twice[0]})")
+    return benchmark, questions
 
 
-def _device(name: str) -> str:
+def check_prompts(settings: Settings, benchmark: Benchmark, questions: Sequence[Question]) -> None:
+    """Refuse an adapter that cannot be asked, before a model is read."""
+    for path in settings.adapters:
+        prompting = prompting_of(adapter_folder(path), settings.format)
+        try:
+            benchmark.sample(questions[0], prompting)
+        except EvalError as error:
+            raise EvalError(f"{path}: {error}") from None
+
+
+def device_of(name: str) -> str:
+    """The device of a name; `auto` takes CUDA where there is one."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise EvalError("--device cuda: PyTorch finds no CUDA device here; take --device cpu")
     return name if name != "auto" else "cuda" if available else "cpu"
 
 
-def _digests(settings: Settings, folder: Path, system: System) -> dict[str, str]:
-    """What the result depends on; the untouched base does not depend on the adapter."""
-    adapter = {} if settings.no_adapter else {"adapter": file_digest(folder / TENSORS)}
-    return {**system.digests, **adapter, "data": digest(settings.data, settings.split)}
+def _together(opened: Opened) -> Iterator[tuple[Column, ...]]:
+    """Columns that answer in one pass: those of the bank with the same template, or each by itself."""
+    if opened.bank is None:
+        yield from ((column,) for column in opened.columns)
+        return
+    for template in dict.fromkeys(column.prompting.template for column in opened.columns):
+        yield tuple(column for column in opened.columns if column.prompting.template == template)
+
+
+def _ask(
+    settings: Settings,
+    benchmark: Benchmark,
+    opened: Opened,
+    columns: Sequence[Column],
+    decode: Decode,
+    questions: Sequence[Question],
+    part: Part,
+) -> None:
+    """Asks some columns what they have not answered yet, in one pass."""
+    wanted = [
+        (column, benchmark.sample(question, column.prompting))
+        for question in questions
+        for column in columns
+        if (_label(settings, column, decode), question.id) not in part.done
+    ]
+    if not wanted:
+        return
+    samples = [sample for _, sample in wanted]
+    asker = _asker(settings, opened, columns[0], samples)
+    with nullcontext() if len(columns) > 1 else opened.asking(columns[0]):
+        who = [column.held for column, _ in wanted] if len(columns) > 1 else None
+        asked = _asked(settings, benchmark, asker, samples, who, decode)
+        cut = set(asked.truncated)
+        for index, prediction in asked.coming:
+            column, sample = wanted[index]
+            part.add(Line(_label(settings, column, decode), sample.id, prediction, sample.id in cut))
+
+
+def _asked(
+    settings: Settings,
+    benchmark: Benchmark,
+    asker: Asker,
+    samples: Sequence[Sample],
+    who: Sequence[str | None] | None,
+    decode: Decode,
+) -> Asked:
+    if decode == "choice":
+        return choosing(asker, samples, who, by_length=settings.by_length)
+    longest = settings.max_new_tokens or benchmark.max_new_tokens
+    return answering(asker, samples, who, max_new_tokens=longest)
+
+
+def _asker(settings: Settings, opened: Opened, column: Column, samples: Sequence[Sample]) -> Asker:
+    system = opened.system
+    load: LoadPicture = picture_loader(system.preprocess)
+    if settings.blind:
+        load = noise_instead(system, samples)
+    slots_of = slot_counter(system.image_slots, system.model.slots)
+    template = make_template(column.prompting.template, system.tokenizer, slots_of)
+    # Neighbouring questions and columns share pictures.
+    pictures = Pictures(load, kept=64)
+    return Asker(system, template, pictures, settings.tokens_per_batch, settings.long)
+
+
+def _label(settings: Settings, column: Column, decode: Decode) -> str:
+    """The name of a column's answers."""
+    return column.name if len(settings.decodes) == 1 else f"{column.name}, {decode}"
+
+
+def _head(
+    settings: Settings, benchmark: Benchmark, questions: Sequence[Question], opened: Opened
+) -> dict[str, Any]:
+    """What the answers depend on: where it is the same, answers of an earlier run are."""
+    told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    for name in ("adapters", "tokens_per_batch"):  # told by column; of no matter to the answers
+        told.pop(name)
+    columns = {
+        _label(settings, column, decode): {
+            "adapter": None if column.folder is None else str(column.folder),
+            "format": column.prompting.format,
+            "captions": column.prompting.captions,
+            "template": column.prompting.template,
+            "decode": decode,
+            "digests": dict(column.digests),
+        }
+        for column in opened.columns
+        for decode in settings.decodes
+    }
+    return {
+        "settings": {
+            **told,
+            "benchmark_version": benchmark.version,
+            "rule": benchmark.rule,
+            "split": settings.split or benchmark.splits[0],
+            "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
+            "base": asdict(opened.system.settings),
+            "device": opened.system.model.device.type,
+        },
+        "columns": columns,
+        "digests": {**opened.system.digests, "data": digest_of(questions)},
+        "versions": versions(),
+    }
+
+
+def digest_of(questions: Sequence[Question]) -> str:
+    """SHA-256 of what is asked and compared, and of the bytes of every picture."""
+    state = hashlib.sha256()
+    for question in questions:
+        told = [question.id, question.prompt, question.options, question.gold, len(question.images)]
+        state.update(json.dumps(told, default=str).encode())
+    for path in dict.fromkeys(image for question in questions for image in question.images):
+        state.update(hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"none")
+    return state.hexdigest()
+
+
+def _result(
+    settings: Settings,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    lines: Mapping[str, Line],
+    head: Mapping[str, Any],
+) -> Result:
+    """Scores the answers of one column."""
+    options = {question.id: question.options for question in questions}
+    texts = {key: said(line.prediction, options[key]) for key, line in lines.items()}
+    scored = benchmark.score(questions, texts)
+    predictions = {}
+    for question in questions:
+        mark, made = scored.marks.get(question.id), lines[question.id].prediction
+        predictions[question.id] = replace(
+            made,
+            gold=question.gold,
+            option=mark.read if mark is not None and isinstance(mark.read, int) else made.option,
+            read=None if mark is None or isinstance(mark.read, int) else mark.read,
+            score=None if mark is None else mark.score,
+        )
+    own = head["column"]
+    checks = {
+        "truncated": sum(line.cut for line in lines.values()),
+        "unreadable_pictures": sum(line.unreadable for line in lines.values()),
+    }
+    told = {**head["settings"], **{key: value for key, value in own.items() if key != "digests"}}
+    return Result(
+        scores=scored.figures,
+        predictions=predictions,
+        settings={**told, "benchmark": benchmark.name, "truncated": checks["truncated"]},
+        versions=head["versions"],
+        digests={**head["digests"], **own["digests"]},
+        checks=checks,
+    )
+
+
+def said(prediction: Prediction, options: Sequence[str]) -> str:
+    """An answer as text: what was written, or the option that was likeliest."""
+    if prediction.text is not None or prediction.option is None:
+        return prediction.text or ""
+    return options[prediction.option]

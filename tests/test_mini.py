@@ -12,11 +12,13 @@ from assets.mini.demo import main
 from data.mini.families import FAMILIES
 from data.mini.language import TABLES
 from data.mini.problems import hint_problem, word_problem
+from data.picture_workers import Pictures
 from data.pictures import slot_counter
 from data.prompts import render
 from data.scienceqa import problem_of
 from data.template import make_template
-from eval.runner import Asker, choose
+from eval.choice import choose
+from eval.runner import Asker
 from models.build import BaseSettings, build_base
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +41,7 @@ def test_the_base_answers_held_out_questions_in_words(base, kind):
         problem = problem_of(str(index), {**made.row, "split": "test"}, None)
         samples.append(render(problem, "QCM-A", None))
     template = make_template("lavin", base.tokenizer, slot_counter(base.image_slots))
-    asker = Asker(base, template, lambda _: pytest.fail("there is no picture"), progress=False)
+    asker = Asker(base, template, Pictures(lambda _: pytest.fail("there is no picture")), progress=False)
     found = choose(asker, samples).predictions.values()
     assert sum(one.option == one.gold for one in found) / len(samples) >= 0.9
 

@@ -43,7 +43,7 @@ def test_it_runs_and_its_adapter_is_scored(place, file, monkeypatch):
         few = few[:-2]
     assert train.main([f"recipes/{file.name}", *few, "--data.validation_limit", "4"]) == 0
     adapter = list(stages.values())[-1].run.folder / "adapter"
-    scores = evaluate(Settings(Path("runs/mini-data"), "test", adapter)).scores
+    scores = evaluate(Settings(Path("runs/mini-data"), (adapter,))).scores
     assert scores.categories["Avg"].count == 36
 
 

@@ -21,13 +21,15 @@ from typing import Any
 import train
 from data.commands import print_error
 from data.mini.generate import STAMP, generate
+from data.picture_workers import Pictures
 from data.pictures import picture_loader, slot_counter
 from data.prompts import render
 from data.scienceqa import Problem, load_problems, load_split
 from data.template import make_template
+from eval.choice import choose
 from eval.report import Report, write_report
 from eval.results import Result, write_result
-from eval.runner import Asker, choose
+from eval.runner import Asker
 from eval.task import Settings, evaluate
 from models.build import System, current_digests, load
 
@@ -66,7 +68,7 @@ def show_swap(system: System, problems: list[Problem], root: Path) -> bool:
     seen = [problem for problem in problems if problem.image is not None][:SWAPPED]
     samples = [render(problem, FORMAT, problem.picture(root)) for problem in seen]
     template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
-    asker = Asker(system, template, picture_loader(system.preprocess), progress=False)
+    asker = Asker(system, template, Pictures(picture_loader(system.preprocess)), progress=False)
     tuned = choose(asker, samples).predictions
     with system.model.adapters.disable_adapter():
         before = choose(asker, samples).predictions
@@ -83,7 +85,7 @@ def show_swap(system: System, problems: list[Problem], root: Path) -> bool:
 
 def score(root: Path, adapter: Path, folder: Path) -> dict[str, Result]:
     """The tuned model on both splits, blind and bare on the test split; each result in a file."""
-    test = Settings(data=root, split="test", adapter=adapter)
+    test = Settings(data=root, split="test", adapters=(adapter,))
     wanted = {
         "val": replace(test, split="val"),
         "tuned": test,

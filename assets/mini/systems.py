@@ -20,7 +20,7 @@ from typing import Any
 import train
 from data.commands import print_error
 from data.mini.generate import generate
-from eval.scienceqa import Scores
+from eval.scores import Scores
 from eval.task import Settings, evaluate
 from finetune.recipe import read_stages
 from models.build import load
@@ -39,7 +39,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     last = list(read_stages(file))[-1]
     adapter = run / last / "adapter"
-    test = Settings(data=DATA, split="test", adapter=adapter)
+    test = Settings(data=DATA, split="test", adapters=(adapter,))
     scores = {"seen": evaluate(test).scores, "blind": evaluate(replace(test, blind=True)).scores}
     tensors = load(adapter).model.adapters.trainable_parameters().values()
     return {

@@ -23,7 +23,8 @@ from eval.results import (
     write_result,
     write_text,
 )
-from eval.scienceqa import CATEGORIES, Score, Scores
+from eval.scienceqa import CATEGORIES
+from eval.scores import Score, Scores
 
 
 def example() -> Result:
@@ -154,7 +155,7 @@ def test_a_result_without_a_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda content: content["scores"].pop("Avg"),
+        lambda content: content.update(scores=[1]),
         lambda content: content["scores"]["Avg"].pop("low"),
         lambda content: content.update(predictions=[1]),
         lambda content: content.update(unparsable="many"),

@@ -13,8 +13,9 @@ from data.pictures import picture_loader
 from data.prompts import render
 from data.sample import Sample
 from data.scienceqa import Problem
+from eval.choice import choose
 from eval.errors import EvalError
-from eval.runner import Asker, answer, choose
+from eval.runner import Asker, answer
 from models.build import System
 from models.generate import Sampling, generate
 from tests.eval.tiny import asker, tiny_system
@@ -50,7 +51,7 @@ def alone(asked: Asker, sample: Sample, parting: int) -> list[float]:
     """Each option behind the prompt by itself: the sum over its tokens from where the options part."""
     found = []
     for option in sample.options:
-        batch = collate([asked.template.tokens(sample, response=option)], asked.load_picture)
+        batch = collate([asked.template.tokens(sample, response=option)], asked.pictures)
         with torch.no_grad():
             likelihoods = asked.system.model(batch).log_softmax(-1)
         own = likelihoods.gather(1, batch.targets[:, None])[:, 0]
@@ -76,7 +77,7 @@ def test_scores_do_not_depend_on_batch_and_order(
     system: System, samples: list[Sample], asked: Asker, budget: int
 ) -> None:
     together = choose(asked, samples).predictions
-    other = choose(asker(system, asked.load_picture, tokens_per_batch=budget), samples[::-1]).predictions
+    other = choose(asker(system, asked.pictures, tokens_per_batch=budget), samples[::-1]).predictions
     for pid, prediction in together.items():
         assert prediction.option == other[pid].option
         assert prediction.likelihoods == pytest.approx(other[pid].likelihoods, abs=2e-4)
@@ -90,7 +91,7 @@ def test_questions_of_one_token_keep_their_bits(asked: Asker, letters: list[Samp
         end = next(place for place, said in enumerate(whole.supervised) if said) + len("The answer is A")
         cut.append(replace(whole, ids=whole.ids[:end], supervised=(False,) * (end - 1) + (True,)))
     with torch.no_grad():
-        likelihoods = asked.system.model(collate(cut, asked.load_picture)).log_softmax(-1)
+        likelihoods = asked.system.model(collate(cut, asked.pictures)).log_softmax(-1)
     for sample, row in zip(letters, likelihoods, strict=True):
         wanted = [round(float(row[ord(letter)]), 4) for letter in "ABCDE"[: len(sample.options)]]
         assert list(found[sample.id].likelihoods or ()) == wanted
@@ -138,9 +139,9 @@ def test_generated_answers_are_those_of_each_question_alone(
     sampling = Sampling(12, stop=asked.template.stop, stop_ids=asked.template.stop_ids)
     wanted = {}
     for sample in letters:
-        batch = collate([asked.template.tokens(sample, response="")], asked.load_picture)
+        batch = collate([asked.template.tokens(sample, response="")], asked.pictures)
         wanted[sample.id] = generate(system, batch, sampling)[0]
-    other = asker(system, asked.load_picture, tokens_per_batch=budget)
+    other = asker(system, asked.pictures, tokens_per_batch=budget)
     for order in (letters, letters[::-1]):
         found = answer(other, order, max_new_tokens=12).predictions
         assert {pid: prediction.text for pid, prediction in found.items()} == wanted

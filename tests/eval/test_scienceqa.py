@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from data.scienceqa import Problem
-from eval.scienceqa import CATEGORIES, Score, extract, percent, score
+from eval.scienceqa import CATEGORIES, extract, score
+from eval.scores import Score, percent
 
 
 @pytest.mark.parametrize(

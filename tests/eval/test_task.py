@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from eval import task
-from eval.__main__ import BASE, main
+from eval import columns
+from eval.__main__ import main
+from eval.benchmark import Prompting
+from eval.columns import adapter_folder, base_of, prompting_of
 from eval.errors import EvalError
 from eval.results import read_result
-from eval.task import Settings, adapter_folder, base_of, evaluate, prompt_of
+from eval.run_command import BASE
+from eval.task import Settings, evaluate
 from models.build import BaseSettings, System
 from tests.eval.tiny import tiny_system
 
@@ -31,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert device == "cpu"
         return tiny_system()
 
-    monkeypatch.setattr(task, "load", load)
+    monkeypatch.setattr(columns, "load", load)
     return folder
 
 
@@ -153,23 +155,22 @@ def test_adapter_folder(run: Path, tmp_path: Path) -> None:
     assert adapter_folder(tmp_path) == tmp_path / "tune" / "adapter"
 
 
-def settings(**given: Any) -> Settings:
-    return Settings(Path("data"), "test", Path("run"), **given)
-
-
-def test_prompt_format_is_the_adapters_unless_given() -> None:
-    recorded = {"provenance": {"format": "CQM-A", "captions": True}}
-    assert prompt_of(settings(), recorded) == {"format": "CQM-A", "captions": True}
-    assert prompt_of(settings(format="QCM-A"), {}) == {"format": "QCM-A", "captions": False}
-    with pytest.raises(EvalError, match="does not say with which prompt format it was trained"):
-        prompt_of(settings(), {"provenance": {}})
+def test_prompt_format_is_the_adapters_unless_given(run: Path, root: Path, tmp_path: Path) -> None:
+    adapters = tiny_system().model.adapters
+    adapters.save_pretrained(tmp_path / "with", {"format": "CQM-A", "captions": True})
+    adapters.save_pretrained(tmp_path / "without", {})
+    assert prompting_of(tmp_path / "with", None) == Prompting("lavin", "CQM-A", True)
+    assert prompting_of(tmp_path / "with", "QCM-A") == Prompting("lavin", "QCM-A", True)
+    assert prompting_of(tmp_path / "without", "llava") == Prompting("lavin", "llava", False)
+    with pytest.raises(EvalError, match="without: does not say with which prompt format it was trained"):
+        evaluate(Settings(root, (tmp_path / "without",), device="cpu"))
 
 
 def test_the_base_is_the_adapters_unless_given() -> None:
     recorded = {"base": {"decoder": "a", "precision": "bf16"}}
-    assert base_of(settings(), recorded) is None
-    assert base_of(settings(base={"decoder": "b"}), recorded) == BaseSettings(decoder="b", precision="bf16")
-    assert base_of(settings(base={"decoder": "b"}), {}) == BaseSettings(decoder="b")
+    assert base_of(recorded, {}) is None
+    assert base_of(recorded, {"decoder": "b"}) == BaseSettings(decoder="b", precision="bf16")
+    assert base_of({}, {"decoder": "b"}) == BaseSettings(decoder="b")
 
 
 def test_the_command_line_offers_every_setting_of_the_base() -> None:
@@ -179,4 +180,4 @@ def test_the_command_line_offers_every_setting_of_the_base() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(run: Path, root: Path) -> None:
     with pytest.raises(EvalError, match="--device cuda: PyTorch finds no CUDA device"):
-        evaluate(Settings(root, "test", run, device="cuda"))
+        evaluate(Settings(root, (run,), device="cuda"))

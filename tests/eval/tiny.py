@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from data.picture_workers import Pictures
 from data.pictures import slot_counter
 from data.template import make_template
 from eval.runner import Asker
@@ -52,4 +53,4 @@ def tiny_system(max_positions: int = 400) -> System:
 def asker(system: System, load_picture: Any, **settings: Any) -> Asker:
     """Puts questions to it without showing progress."""
     template = make_template("lavin", system.tokenizer, slot_counter(system.image_slots))
-    return Asker(system, template, load_picture, progress=False, **settings)
+    return Asker(system, template, Pictures(load_picture), progress=False, **settings)

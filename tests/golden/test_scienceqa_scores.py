@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from data.scienceqa import Problem, load_problems
-from eval.__main__ import with_gold
 from eval.results import read_predictions
-from eval.scienceqa import LETTERS, extract, percent, score
+from eval.scienceqa import LETTERS, extract, score
+from eval.score_command import with_gold
+from eval.scores import percent
 
 ROOT = Path(__file__).parents[2]
 SCORES = Path(os.environ.get("MMA_GOLDEN", ROOT / "../shared/golden")) / "scienceqa"

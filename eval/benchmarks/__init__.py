@@ -1,0 +1,1 @@
+"""The benchmarks, one short file each; see `eval/benchmark.py`."""

@@ -1,0 +1,141 @@
+"""ScienceQA (Lu et al. 2022, arXiv 2209.09513): multiple choice with hint, picture, both or neither.
+
+An adapter that was trained on one of LaVIN's formats is asked in it; with the format `llava` the question is
+put as LLaVA-1.5 puts it, and the letter alone is the answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.prompts import render
+from data.sample import Sample
+from data.scienceqa import LETTERS, Problem, load_split
+from eval.benchmark import LETTER, Answers, Benchmark, Needed, Prompting, Published, Question, sample_of
+from eval.errors import EvalError
+from eval.files import read_json, read_lines
+from eval.results import write_text
+from eval.scienceqa import extract, score
+from eval.scores import Mark, Scored
+
+LLAVA = "llava"
+SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa; pictures by tools/download.sh)"
+
+
+def load(root: Path, split: str, unpacked: Path) -> list[Question]:
+    """The questions of a split of `pid_splits.json`."""
+    return [_question(problem, problem.picture(root)) for problem in load_split(root, split)]
+
+
+def _question(problem: Problem, picture: Path | None) -> Question:
+    letters = tuple(LETTERS[: len(problem.choices)])
+    lines = [
+        *([f"Context: {problem.hint}"] if problem.hint else []),
+        problem.question,
+        *(f"{letter}. {choice}" for letter, choice in zip(letters, problem.choices, strict=True)),
+        LETTER,
+    ]
+    images = () if picture is None else (picture,)
+    facts = {"problem": problem, "choices": problem.choices}
+    return Question(problem.pid, "\n".join(lines), images, letters, problem.answer, facts)
+
+
+def sample(question: Question, prompting: Prompting) -> Sample:
+    """The question in the format of the adapter."""
+    if prompting.format is None:
+        raise EvalError(
+            "does not say with which prompt format it was trained; give one, e.g. --format QCM-A, "
+            f"or --format {LLAVA} for LLaVA's"
+        )
+    if prompting.format == LLAVA:
+        return sample_of(question, prompting)
+    picture = question.images[0] if question.images else None
+    return render(question.facts["problem"], prompting.format, picture, prompting.captions)
+
+
+def read_option(text: str, options: int) -> int | None:
+    """The option an answer names: "The answer is B", or the letter alone, as LLaVA is asked to answer."""
+    letter = text.strip().removesuffix(".")
+    alone = len(letter) == 1 and letter in LETTERS
+    index = LETTERS.index(letter) if alone else extract(text, options)
+    return None if index is None or index >= options else index
+
+
+def score_answers(questions: Sequence[Question], answers: Answers) -> Scored:
+    """The nine categories over exactly the questions that were answered."""
+    asked = [question for question in questions if question.id in answers]
+    problems = {question.id: question.facts["problem"] for question in asked}
+    options = {
+        question.id: read_option(answers[question.id], len(question.facts["choices"])) for question in asked
+    }
+    found = score(problems, options)
+    marks = {pid: Mark(option, float(option == problems[pid].answer)) for pid, option in options.items()}
+    return Scored(found.categories, marks, found.unparsable)
+
+
+def read(path: Path) -> dict[str, str]:
+    """An official result file (id -> index of the option, -1 for none), or an answer file of LLaVA's."""
+    if path.suffix == ".jsonl":
+        return {row.id("question_id"): row.text("text") for row in read_lines(path)}
+    content = read_json(path)
+    results: Any = content.get("results", content) if isinstance(content, dict) else None
+    if not isinstance(results, Mapping) or not all(isinstance(index, int) for index in results.values()):
+        raise EvalError(f"{path}: not a result file of ScienceQA (question id -> index of the option)")
+    return {pid: f"The answer is {LETTERS[index]}." if index >= 0 else "" for pid, index in results.items()}
+
+
+def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
+    """The official result file."""
+    asked = [question for question in questions if question.id in answers]
+    found = {q.id: read_option(answers[q.id], len(q.facts["choices"])) for q in asked}
+    right = sum(found[question.id] == question.gold for question in asked)
+    content = {
+        "acc": 100 * right / max(1, len(asked)),
+        "correct": right,
+        "count": len(asked),
+        "results": {pid: -1 if option is None else option for pid, option in found.items()},
+        "outputs": {question.id: answers[question.id] for question in asked},
+    }
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def needs(split: str) -> list[Needed]:
+    """The files of a split."""
+    return [
+        Needed("problems.json", SOURCE), Needed("pid_splits.json", SOURCE), Needed("images", SOURCE),
+    ]  # fmt: skip
+
+
+_COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
+_TABLE = {
+    "LaVIN-7B": (89.25, 94.94, 85.24, 88.51, 87.46, 88.08, 90.16, 88.07, 89.41),
+    "LaVIN-13B": (89.88, 94.49, 89.82, 88.95, 87.61, 91.85, 91.45, 89.72, 90.83),
+    "LLaVA-13B": (90.36, 95.95, 88.00, 89.49, 88.00, 90.66, 90.93, 90.90, 90.92),
+    "GPT-3 CoT": (75.44, 70.87, 78.09, 74.68, 67.43, 79.93, 78.23, 69.68, 75.17),
+}
+
+BENCHMARK = Benchmark(
+    name="scienceqa",
+    title="ScienceQA",
+    version=1,
+    rule="LaVIN eval.py, with an answer that names no option counted as wrong instead of drawn at random",
+    splits=("test", "val", "train", "minitest", "minival", "minitrain", "trainval"),
+    needs=needs,
+    load=load,
+    score=score_answers,
+    read=read,
+    write=write,
+    suffix=".json",
+    max_new_tokens=64,
+    sizes={"train": 12726, "val": 4241, "test": 4241},
+    published=tuple(
+        Published(system, column, value, "table of the LaVIN and LLaVA papers")
+        for system, values in _TABLE.items()
+        for column, value in zip(_COLUMNS, values, strict=True)
+    ),
+    sample=sample,
+    chosen=True,
+)

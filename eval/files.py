@@ -1,0 +1,167 @@
+"""Reading official files strictly: whatever is wrong is one line with the file, the row and what to do.
+
+Knows no benchmark. A `Row` is one object of JSON, or one line of a table, that knows where it stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.errors import EvalError
+
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Named values, and where they stand; asking for what is not there raises EvalError."""
+
+    where: str  # e.g. "questions.jsonl: line 3"
+    values: Mapping[str, Any]
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A text; an absent or null one is the default where there is one."""
+        return str(self._of(name, str, "a text", default))
+
+    def whole(self, name: str) -> int:
+        """A whole number."""
+        value = self._of(name, int, "a whole number", None)
+        if isinstance(value, bool):
+            raise EvalError(
+                f"{self.where}: {name} is true or false, not a whole number; fetch the file again"
+            )
+        return int(value)
+
+    def texts(self, name: str, default: list[str] | None = None) -> list[str]:
+        """A list of texts."""
+        value = self._of(name, list, "a list", default)
+        if not all(isinstance(item, str) for item in value):
+            raise EvalError(f"{self.where}: {name} is not a list of texts; fetch the file again")
+        return list(value)
+
+    def rows(self, name: str) -> list[Row]:
+        """A list of objects."""
+        value = self._of(name, list, "a list", None)
+        return [row_of(item, f"{self.where}, {name} {place + 1}") for place, item in enumerate(value)]
+
+    def id(self, name: str) -> str:
+        """A text or whole number, as text."""
+        value = self._of(name, (str, int), "an id", None)
+        return str(value)
+
+    def any(self, name: str) -> Any:
+        """Whatever stands there, null included."""
+        if name not in self.values:
+            raise EvalError(f"{self.where}: has no {name!r}; fetch the file again")
+        return self.values[name]
+
+    def _of(self, name: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
+        value = self.values.get(name, MISSING)
+        if (value is MISSING or value is None) and default is not None:
+            return default
+        if value is MISSING:
+            raise EvalError(f"{self.where}: has no {name!r}; fetch the file again")
+        if not isinstance(value, kind):
+            raise EvalError(f"{self.where}: {name} is {_shown(value)}, not {what}; fetch the file again")
+        return value
+
+
+def row_of(value: object, where: str) -> Row:
+    """A value that must be an object, as a row."""
+    if not isinstance(value, dict):
+        raise EvalError(f"{where}: is {_shown(value)}, not an object; fetch the file again")
+    return Row(where, value)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return _parsed(read_text(path), str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that must hold an object."""
+    return dict(row_of(read_json(path), str(path)).values)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The objects of a JSON file that holds a list of them."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise EvalError(f"{path}: holds {_shown(content)} where a list was expected; fetch the file again")
+    return [row_of(item, f"{path}: item {place + 1}") for place, item in enumerate(content)]
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The objects of a JSON Lines file; empty lines are passed over."""
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}: line {number}"
+            found.append(row_of(_parsed(line, where), where))
+    return found
+
+
+def read_table(path: Path, delimiter: str) -> list[Row]:
+    """The lines of a CSV or TSV file with a header, every value as text."""
+    lines = read_cells(path, delimiter)
+    if not lines:
+        raise EvalError(f"{path}: is empty; fetch the file again")
+    (_, head), *rest = lines
+    found = []
+    for where, cells in rest:
+        if len(cells) != len(head):
+            raise EvalError(f"{where}: {len(cells)} cells under {len(head)} names; fetch the file again")
+        found.append(Row(where, dict(zip(head, cells, strict=True))))
+    return found
+
+
+def read_cells(path: Path, delimiter: str) -> list[tuple[str, list[str]]]:
+    """The lines of a CSV or TSV file without a header: (where, cells)."""
+    csv.field_size_limit(sys.maxsize)  # a picture may stand in a cell
+    reader = csv.reader(io.StringIO(read_text(path, newline=""), newline=""), delimiter=delimiter)
+    return list(_cells(path, reader))
+
+
+def _cells(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
+    try:
+        for cells in reader:
+            yield f"{path}: line {reader.line_num}", cells
+    except csv.Error as error:
+        raise EvalError(f"{path}: line {reader.line_num}: {error}; fetch the file again") from None
+
+
+def read_text(path: Path, newline: str | None = None) -> str:
+    """The text of a file in UTF-8."""
+    try:
+        with path.open(encoding="utf-8", newline=newline) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise EvalError(
+            f"{path}: no such file; `python -m eval prepare` says where it is published"
+        ) from None
+    except UnicodeDecodeError:
+        raise EvalError(f"{path}: is not text in UTF-8; fetch the file again") from None
+    except OSError as error:
+        raise EvalError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise EvalError(f"{where}: broken JSON at {place}: {error.msg}; fetch the file again") from None
+    except (ValueError, RecursionError) as error:
+        raise EvalError(f"{where}: broken JSON: {error}; fetch the file again") from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

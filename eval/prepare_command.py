@@ -1,0 +1,61 @@
+"""`python -m eval prepare NAME DIR`: are the official files complete, and where is what is missing?"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.errors import DataError
+from data.pictures import check_pictures
+from eval import benchmark as registry
+from eval.benchmark import Benchmark
+from eval.errors import EvalError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `prepare`."""
+    parser.set_defaults(run=run)
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(registry.names())}")
+    parser.add_argument("data", type=Path, metavar="DIR", help="folder with the official files")
+    parser.add_argument("--split", help="check this split alone (default: all)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints a line for each split; raises EvalError where one that was begun is not complete."""
+    benchmark = registry.find(options.name)
+    if not options.data.is_dir():
+        raise EvalError(f"{options.data}: is no folder; name the one with the official files")
+    splits = benchmark.splits if options.split is None else (options.split,)
+    if options.split is not None and options.split not in benchmark.splits:
+        raise EvalError(
+            f"there is no split {options.split!r}; {benchmark.name} has {', '.join(benchmark.splits)}"
+        )
+    faults = []
+    for split in splits:
+        found = list(faults_of(benchmark, options.data, split))
+        print(
+            f"{benchmark.name}, {split}: " + ("complete" if not found else "\n  ".join(["", *found]).rstrip())
+        )
+        faults += found
+    if len(faults) > 0 and options.split is not None:
+        raise EvalError(f"{options.data}: split {options.split!r} is not complete, see above")
+
+
+def faults_of(benchmark: Benchmark, data: Path, split: str) -> Iterator[str]:
+    """Everything that is missing or broken, one line each."""
+    absent = [needed for needed in benchmark.needs(split) if not any(data.glob(needed.path))]
+    yield from (f"{needed.path} is missing; it is published at {needed.source}" for needed in absent)
+    if absent:
+        return
+    with tempfile.TemporaryDirectory() as unpacked:
+        try:
+            questions = benchmark.load(data, split, Path(unpacked))
+            check_pictures(dict.fromkeys(image for question in questions for image in question.images))
+        except (EvalError, DataError) as error:
+            yield " ".join(str(error).split())
+            return
+    wanted = benchmark.sizes.get(split)
+    if wanted is not None and len(questions) != wanted:
+        yield f"{len(questions):,} questions, the official set has {wanted:,}"

@@ -1,0 +1,181 @@
+"""`python -m eval NAME`: asks adapters the questions of a benchmark, in one process or in several.
+
+Answers lie in OUT.parts/ while they come; a command that was stopped goes on with them when given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from eval.benchmark import Benchmark
+from eval.errors import EvalError
+from eval.results import Result, check_writable, write_result
+from mma.cli.base_options import NUMBERS, OPTIONS
+
+if TYPE_CHECKING:  # what needs no model should not wait for its libraries
+    from eval.task import Settings
+
+BASE = {"decoder": "folder of the decoder", **OPTIONS}
+PROJECT = Path(__file__).parents[1]
+POLL = 0.5  # seconds between two looks at what other processes have written
+
+
+def add_arguments(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
+    """The options of a benchmark's command."""
+    parser.set_defaults(run=run, benchmark=benchmark.name)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder with the official files"
+    )
+    splits = ", ".join(benchmark.splits)
+    parser.add_argument("--split", default=benchmark.splits[0], help=f"one of {splits} (default: the first)")
+    parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="RUN",
+        help="adapter folders or run folders (of several stages the last counts); several are asked together",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="result file to write; a folder of them where more than one is asked",
+    )
+    parser.add_argument(
+        "--decode",
+        choices=("choice", "generate", "both"),
+        default="choice" if benchmark.chosen else "generate",
+        help="choice: the likeliest option, in one pass; generate: what the generated text names; "
+        "both, side by side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by-length", action="store_true", help="divide an option's likelihood by its number of tokens"
+    )
+    parser.add_argument("--blind", action="store_true", help="show noise in place of every picture")
+    parser.add_argument("--no-adapter", action="store_true", help="ask the base without the adapter alone")
+    parser.add_argument("--with-base", action="store_true", help="ask the base without the adapter too")
+    parser.add_argument(
+        "--format", metavar="NAME", help="prompt format of ScienceQA (default: the adapter's)"
+    )
+    parser.add_argument(
+        "--long",
+        choices=("error", "truncate"),
+        default="error",
+        help="what to do with a question that the decoder cannot hold (default: error)",
+    )
+    _add_number(parser, "--max-new-tokens", None, f"longest answer (default: {benchmark.max_new_tokens})")
+    _add_number(parser, "--tokens-per-batch", 4096, "tokens at once: memory and speed, not the result")
+    _add_number(
+        parser, "--processes", 1, "processes that share the questions, one for each GPU if there are any"
+    )
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="ask only every N-th question, from I on")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    base = parser.add_argument_group("base", "where the base lies, if not where the adapter folder says")
+    for name, meaning in BASE.items():
+        kind = int if name in NUMBERS else str
+        base.add_argument(f"--base.{name}", type=kind, metavar="VALUE", help=meaning)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Asks a model every question of a split, writes the result files, prints the scores."""
+    from eval.task import ask, assemble  # noqa: PLC0415
+
+    settings = settings_of(options)
+    several = len(settings.adapters) + settings.with_base > 1 or len(settings.decodes) > 1
+    parts = options.out.with_name(options.out.name + ".parts")
+    check_writable(options.out / "x" if several else options.out)
+    if options.shard is not None:
+        ask(settings, parts, options.shard)
+        return
+    if options.processes > 1:
+        share(options, parts)
+    else:
+        ask(settings, parts)
+    results = assemble(settings, parts)
+    _write(options.out, results, several)
+    shutil.rmtree(parts)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """What the command line asks for."""
+    from eval.task import Settings  # noqa: PLC0415
+
+    given = vars(options)
+    base = {name: given[f"base.{name}"] for name in BASE if given[f"base.{name}"] is not None}
+    names = {field.name for field in fields(Settings)} - {"base", "adapters"}
+    return Settings(adapters=tuple(options.adapters), base=base, **{name: given[name] for name in names})
+
+
+def share(options: argparse.Namespace, parts: Path) -> None:
+    """Runs the command in several processes, each with its share of the questions."""
+    count = options.processes
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), environment.get("PYTHONPATH", "")])
+    cards, children = _cards(), []
+    try:
+        for index in range(count):
+            own = environment | ({"CUDA_VISIBLE_DEVICES": cards[index % len(cards)]} if cards else {})
+            command = [sys.executable, "-m", "eval", *options.arguments, "--shard", f"{index}/{count}"]
+            children.append(subprocess.Popen(command, env=own))
+        _wait(children, parts)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    if any(child.returncode for child in children):
+        raise EvalError("one of the processes has failed, see above; the answers of the others are kept")
+
+
+def _wait(children: list[subprocess.Popen[bytes]], parts: Path) -> None:
+    """Shows how many answers there are until all have ended, or one has failed."""
+    with tqdm(unit="answer", delay=2, leave=False) as bar:
+        while any(child.poll() is None for child in children):
+            if any(child.returncode for child in children):
+                return
+            time.sleep(POLL)
+            files = parts.glob("part-*.jsonl")
+            bar.update(sum(max(0, path.read_bytes().count(b"\n") - 1) for path in files) - bar.n)
+
+
+def _cards() -> list[str]:
+    """What names each GPU of this process to its children."""
+    import torch  # noqa: PLC0415
+
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return told.split(",") if told else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _write(out: Path, results: Mapping[str, Result], several: bool) -> None:
+    for label, result in results.items():
+        path = out / (re.sub(r"[^\w.-]+", "-", label) + ".json") if several else out
+        write_result(path, result)
+        print(f"{label}\n{result.scores.table()}" if several else result.scores.table())
+        print(f"wrote {path}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write I/N with I from 0 to N - 1")
+    return int(found[1]), int(found[2])
+
+
+def _add_number(parser: argparse.ArgumentParser, name: str, default: int | None, meaning: str) -> None:
+    told = meaning if default is None else f"{meaning} (default: {default})"
+    parser.add_argument(name, type=int, default=default, metavar="N", help=told)

@@ -1,0 +1,181 @@
+"""`python -m eval score` and `compare`: what needs prediction files and official data, but no model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from data.scienceqa import Problem, load_problems, load_split
+from eval import benchmark as registry
+from eval.benchmark import Benchmark, Question
+from eval.compare import compare
+from eval.errors import EvalError
+from eval.results import FORMAT, Prediction, check_writable, read_predictions, read_result, write_text
+from eval.scienceqa import score
+from eval.scores import Mark, Scored
+
+FIRST = "scienceqa"
+"""The benchmark of a file for which none is named."""
+
+
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """The options of `score`."""
+    parser.set_defaults(run=run_score)
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="[NAME] PREDICTIONS",
+        help=f"benchmark (default: {FIRST}), and a result file or answers in the official format",
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder with the official files"
+    )
+    parser.add_argument(
+        "--split",
+        help="score exactly this split (default: the first one; of scienceqa every question in the file)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores and every mark there")
+
+
+def run_score(options: argparse.Namespace) -> None:
+    """`score`: scores a file of answers, without a model."""
+    name, path = _named(options.words)
+    if options.json is not None:
+        check_writable(options.json)
+    benchmark = registry.find(name)
+    if name == FIRST and path.suffix != ".jsonl":
+        scored = _scienceqa(path, options.data, options.split)
+    else:
+        scored = _by_benchmark(benchmark, path, options.data, options.split)
+    print(scored.figures.table())
+    if options.json is not None:
+        _write(options.json, benchmark, scored)
+        print(f"wrote {options.json}")
+
+
+def _named(words: list[str]) -> tuple[str, Path]:
+    """Benchmark and file."""
+    if len(words) == 1:
+        return FIRST, Path(words[0])
+    if len(words) > 2:
+        raise EvalError(f"score: {len(words) - 1} files are named; name one, or a folder of them")
+    return words[0], Path(words[1])
+
+
+def _by_benchmark(benchmark: Benchmark, path: Path, data: Path, split: str | None) -> Scored:
+    split = split or benchmark.splits[0]
+    with tempfile.TemporaryDirectory() as unpacked:
+        questions = benchmark.load(data, split, Path(unpacked))
+        answers = _of_result(path, questions) if _is_result(path) else benchmark.read(path)
+        return benchmark.score(questions, answers)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is one of `python -m eval NAME`."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return f'"format": "{FORMAT}"'.encode() in file.read(200)
+
+
+def _of_result(path: Path, questions: list[Question]) -> dict[str, str]:
+    """The answers in a result file, as text."""
+    options = {question.id: question.options for question in questions}
+    answers = {}
+    for key, made in read_result(path).predictions.items():
+        if made.text is not None or made.option is None:
+            answers[key] = made.text or ""
+        elif key in options and made.option < len(options[key]):
+            answers[key] = options[key][made.option]
+        else:
+            raise EvalError(f"{path}: question {key!r} is not in the data; name the data it was made on")
+    return answers
+
+
+def _scienceqa(path: Path, data: Path, split: str | None) -> Scored:
+    """Options by their index, as ScienceQA's own files have them."""
+    problems = load_problems(data)
+    predictions = with_gold(path, read_predictions(path), problems)
+    if split is not None:
+        predictions = _of_split(path, data, split, predictions)
+    found = score(problems, {pid: made.option for pid, made in predictions.items()})
+    marks = {pid: Mark(made.option, float(made.option == made.gold)) for pid, made in predictions.items()}
+    return Scored(found.categories, marks, found.unparsable)
+
+
+def _of_split(
+    path: Path, data: Path, split: str, predictions: Mapping[str, Prediction]
+) -> dict[str, Prediction]:
+    """The predictions of one split, which must be complete."""
+    pids = [problem.pid for problem in load_split(data, split)]
+    if not pids:
+        raise EvalError(f"{data}: split {split!r} is empty; name another")
+    missing = [pid for pid in pids if pid not in predictions]
+    if missing:
+        raise EvalError(
+            f"{path}: {len(missing)} of {len(pids)} questions of split {split!r} have "
+            f"no prediction (the first is {missing[0]}); leave --split out to score those that have one"
+        )
+    return {pid: predictions[pid] for pid in pids}
+
+
+def _write(path: Path, benchmark: Benchmark, scored: Scored) -> None:
+    content = {
+        "benchmark": benchmark.name,
+        "version": benchmark.version,
+        "rule": benchmark.rule,
+        "scores": {name: asdict(found) for name, found in scored.scores.items()},
+        "unparsable": scored.unparsable,
+        "notes": dict(scored.notes),
+        "marks": {key: asdict(mark) for key, mark in scored.marks.items()},
+    }
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The options of `compare`."""
+    parser.set_defaults(run=run_compare)
+    parser.add_argument("a", type=Path, metavar="A.json", help="a result file or published predictions")
+    parser.add_argument("b", type=Path, metavar="B.json", help="the one to compare it with")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with problems.json, for files without right answers"
+    )
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """`compare`: two files of predictions over the questions they share."""
+    problems = load_problems(options.data) if options.data is not None else None
+    sides = []
+    for path in (options.a, options.b):
+        predictions = read_predictions(path)
+        if problems is not None:
+            predictions = with_gold(path, predictions, problems)
+        elif any(made.gold is None and made.score is None for made in predictions.values()):
+            raise EvalError(f"{path}: holds no right answers; name the data set with --data DIR")
+        sides.append(predictions)
+    print(compare(*sides).table())
+
+
+def with_gold(
+    path: Path, predictions: Mapping[str, Prediction], problems: Mapping[str, Problem]
+) -> dict[str, Prediction]:
+    """The predictions with the right answers of a data set, after checking that they belong to it."""
+    for pid, made in predictions.items():
+        if pid not in problems:
+            raise EvalError(f"{path}: question {pid!r} is not in the data set; name the one it was made on")
+        problem = problems[pid]
+        if made.option is not None and made.option >= len(problem.choices):
+            raise EvalError(
+                f"{path}: question {pid!r} has the options 0 to {len(problem.choices) - 1}, "
+                f"but the prediction is {made.option}"
+            )
+        if made.gold not in (None, problem.answer):
+            raise EvalError(
+                f"{path}: question {pid!r} was scored with the right answer {made.gold}, the data set has "
+                f"{problem.answer}; it is another data set"
+            )
+    return {pid: replace(made, gold=problems[pid].answer) for pid, made in predictions.items()}

@@ -1,0 +1,126 @@
+"""What a scorer gives back: scores with intervals, and what became of every answer. Knows no benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.statistics import bootstrap, wilson
+
+WIDE = 80  # characters of a line in a terminal
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure with its 95 % interval; value and interval are None where there was nothing to score.
+
+    Args:
+        value: A share in [0, 1], or what the official scorer prints where that is no share.
+        count: How many questions (or groups, or pictures) it is over.
+        scale: What the published tables multiply it by.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+    scale: float = 100.0
+
+    @classmethod
+    def of(cls, right: int, count: int) -> Score:
+        """The share of right answers, with Wilson's interval."""
+        if count == 0:
+            return cls(None, None, None, 0)
+        return cls(right / count, *wilson(right, count), count)
+
+    @classmethod
+    def mean(cls, values: Sequence[float], scale: float = 100.0) -> Score:
+        """The mean of values that are not only 0 and 1, with a bootstrap interval."""
+        return cls.statistic(lambda some: sum(some) / len(some), values, scale)
+
+    @classmethod
+    def statistic(
+        cls, function: Callable[[Sequence[Any]], float], units: Sequence[Any], scale: float = 100.0
+    ) -> Score:
+        """Any function of independent units (questions, pictures, groups), with a bootstrap interval."""
+        if not units:
+            return cls(None, None, None, 0, scale)
+        return cls(function(units), *bootstrap(function, units), len(units), scale)
+
+
+def percent(share: float | None) -> str:
+    """Two decimals as the published tables print them; a dash where there is nothing to average."""
+    return "-" if share is None else f"{share * 100:.2f}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The figures of a result by name, how many answers were read as nothing, and what else was found."""
+
+    categories: dict[str, Score]
+    unparsable: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """What to print: the names, the values, both ends of the intervals and the counts."""
+        scores = self.categories.items()
+        head = (
+            "",
+            "%" if all(score.scale == 100 for _, score in scores) else "score",
+            "low",
+            "high",
+            "count",
+        )
+        rows = [
+            (name, *(_shown(score, end) for end in (score.value, score.low, score.high)), str(score.count))
+            for name, score in scores
+        ]
+        lines = _lying(head, rows) if len(rows) * 8 + 5 <= WIDE else _standing(head, rows)
+        return "\n".join([*lines, f"unparsable answers: {self.unparsable} (counted as wrong)"])
+
+
+def _shown(score: Score, value: float | None) -> str:
+    return "-" if value is None else f"{value * score.scale:.2f}"
+
+
+def _lying(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A column per score."""
+    columns = zip(head, *rows, strict=True)
+    return [f"{name:<5}" + "".join(f"{cell:>8}" for cell in cells) for name, *cells in columns]
+
+
+def _standing(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line per score."""
+    width = max(len(name) for name, *_ in rows)
+    return [f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells) for name, *cells in (head, *rows)]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one answer was read as, and what it earned."""
+
+    read: str | int | None  # None: nothing usable was found in it
+    score: float | None  # in [0, 1]; None: the right answer is not public, or a judge has not seen it
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one set of answers.
+
+    Args:
+        scores: By name, the headline first; the official order and names otherwise.
+        marks: By question id.
+        unparsable: How many answers were read as nothing; they count as the official rule says.
+        notes: Whatever else the official scorer prints, as JSON.
+    """
+
+    scores: dict[str, Score]
+    marks: dict[str, Mark]
+    unparsable: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> Scores:
+        """Everything but the marks."""
+        return Scores(self.scores, self.unparsable, self.notes)
