@@ -4,6 +4,7 @@
     python -m eval prepare NAME DIR
     python -m eval score [NAME] PREDICTIONS --data DIR
     python -m eval compare A.json B.json
+    python -m eval seeds A.json B.json C.json
 
 Each prints a table and exits with 0; a wrong input gives one line and exit code 2.
 """
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from data.commands import Parser, print_error
 from data.errors import DataError
 from eval import benchmark as registry
-from eval import prepare_command, run_command, score_command
+from eval import prepare_command, run_command, score_command, seeds_command
 from eval.errors import EvalError
 from mma.errors import AdapterError
 from models.errors import ModelError
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score_command.add_score(commands.add_parser("score", help="score predictions without a model"))
     score_command.add_compare(commands.add_parser("compare", help="paired comparison of two result files"))
+    seeds_command.add_arguments(commands.add_parser("seeds", help="mean and deviation over several seeds"))
     return parser
 
 

@@ -132,10 +132,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         own = path.resolve()
         name = own.parent.name if own.name == "adapter" else own.name
-        taken = [*found, BASE]
-        while name in taken:
-            name += "'"
-        found.append(name)
+        count = 1 + sum(name == other or other.startswith(f"{name}-") for other in [*found, BASE])
+        found.append(name if name not in [*found, BASE] else f"{name}-{count}")
     return found
 
 

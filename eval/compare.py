@@ -1,46 +1,61 @@
-"""Two systems on the same questions: who was right where, and whether the difference may be chance."""
+"""Two systems on the same questions: who was better where, and whether the difference may be chance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.errors import EvalError
 from eval.results import Prediction
 from eval.scores import percent
-from eval.statistics import Interval, Paired, mcnemar, paired_difference
+from eval.statistics import Interval, Paired, bootstrap_mean, mcnemar, paired_difference, sign_flips
 
 
 @dataclass(frozen=True)
 class Comparison:
     """System A against system B over the questions that both answered."""
 
-    pairs: Paired
-    difference: float  # accuracy of A minus accuracy of B
+    count: int
+    mean_a: float  # what A earned on average, in [0, 1]; its accuracy where answers are right or wrong
+    mean_b: float
+    difference: float  # A minus B
     interval: Interval  # of the difference, 95 %
-    p: float  # exact McNemar test, two-sided
+    p: float  # two-sided
+    test: str  # which test p is of
     left_out: int  # questions that only one of them answered
+    pairs: Paired | None  # where every answer is right or wrong
 
     def table(self) -> str:
         """What to print."""
-        pairs, count = self.pairs, self.pairs.total
         low, high = (f"{100 * end:+.2f}" for end in self.interval)
+        alone = f" ({self.left_out} answered by one alone)" if self.left_out else ""
+        right = "right  " if self.pairs is not None else "earned "
         lines = [
-            f"questions     {count}" + (f" ({self.left_out} answered by one alone)" if self.left_out else ""),
-            f"A right       {percent((pairs.both + pairs.only_a) / count)} %",
-            f"B right       {percent((pairs.both + pairs.only_b) / count)} %",
-            f"both right    {pairs.both}",
-            f"only A right  {pairs.only_a}",
-            f"only B right  {pairs.only_b}",
-            f"both wrong    {pairs.neither}",
-            f"A - B         {100 * self.difference:+.2f} points, 95 % interval {low} to {high}",
-            f"McNemar       p = {self.p:.4g} (exact, two-sided)",
+            f"questions     {self.count}{alone}",
+            f"A {right}     {percent(self.mean_a)} %",
+            f"B {right}     {percent(self.mean_b)} %",
         ]
-        return "\n".join(lines)
+        if self.pairs is not None:
+            lines += [
+                f"both right    {self.pairs.both}",
+                f"only A right  {self.pairs.only_a}",
+                f"only B right  {self.pairs.only_b}",
+                f"both wrong    {self.pairs.neither}",
+            ]
+        return "\n".join(
+            [
+                *lines,
+                f"A - B         {100 * self.difference:+.2f} points, 95 % interval {low} to {high}",
+                f"{self.test:<13} p = {self.p:.4g} ({'exact, ' if self.pairs is not None else ''}two-sided)",
+            ]
+        )
 
 
 def compare(a: Mapping[str, Prediction], b: Mapping[str, Prediction]) -> Comparison:
-    """Paired comparison of two sets of predictions, each with its right answers."""
+    """Paired comparison of two sets of predictions, each with its right answers or with marks.
+
+    Right and wrong by McNemar's exact test, marks between them by random signs.
+    """
     shared = [pid for pid in a if pid in b]
     if not shared:
         raise EvalError("compare: A and B share no question; they come from different splits or data sets")
@@ -50,25 +65,56 @@ def compare(a: Mapping[str, Prediction], b: Mapping[str, Prediction]) -> Compari
                 f"compare: question {pid} has the right answer {a[pid].gold} in A but {b[pid].gold} in B; "
                 "they were scored on different data"
             )
-    pairs = _count([(_right(a[pid]), _right(b[pid])) for pid in shared])
+    earned = [(_earned(pid, a[pid]), _earned(pid, b[pid])) for pid in shared]
+    left_out = len(a.keys() ^ b.keys())
+    if all(mark in (0.0, 1.0) for both in earned for mark in both):
+        return _right_or_wrong(earned, left_out)
+    return _graded(earned, left_out)
+
+
+def _right_or_wrong(earned: Sequence[tuple[float, float]], left_out: int) -> Comparison:
+    pairs = Paired(
+        both=earned.count((1.0, 1.0)),
+        only_a=earned.count((1.0, 0.0)),
+        only_b=earned.count((0.0, 1.0)),
+        neither=earned.count((0.0, 0.0)),
+    )
     difference, interval = paired_difference(pairs)
     return Comparison(
-        pairs=pairs,
+        count=pairs.total,
+        mean_a=(pairs.both + pairs.only_a) / pairs.total,
+        mean_b=(pairs.both + pairs.only_b) / pairs.total,
         difference=difference,
         interval=interval,
         p=mcnemar(pairs.only_a, pairs.only_b),
-        left_out=len(a.keys() ^ b.keys()),
+        test="McNemar",
+        left_out=left_out,
+        pairs=pairs,
     )
 
 
-def _count(right: list[tuple[bool, bool]]) -> Paired:
-    return Paired(
-        both=right.count((True, True)),
-        only_a=right.count((True, False)),
-        only_b=right.count((False, True)),
-        neither=right.count((False, False)),
+def _graded(earned: Sequence[tuple[float, float]], left_out: int) -> Comparison:
+    count = len(earned)
+    differences = [one - other for one, other in earned]
+    return Comparison(
+        count=count,
+        mean_a=sum(one for one, _ in earned) / count,
+        mean_b=sum(other for _, other in earned) / count,
+        difference=sum(differences) / count,
+        interval=bootstrap_mean(differences),
+        p=sign_flips(differences),
+        test="random signs",
+        left_out=left_out,
+        pairs=None,
     )
 
 
-def _right(prediction: Prediction) -> bool:
-    return prediction.option is not None and prediction.option == prediction.gold
+def _earned(pid: str, prediction: Prediction) -> float:
+    """What an answer earned: its mark, or whether its option is the right one."""
+    if prediction.score is not None:
+        return prediction.score
+    if prediction.option is None and prediction.text is not None and not isinstance(prediction.gold, int):
+        raise EvalError(
+            f"compare: question {pid} has no mark, its right answer is not public; compare a scored split"
+        )
+    return float(prediction.option is not None and prediction.option == prediction.gold)

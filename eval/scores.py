@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.statistics import bootstrap, wilson
+from eval.statistics import bootstrap, bootstrap_mean, minimum_detectable, wilson
 
 WIDE = 80  # characters of a line in a terminal
+SMALL = 1000  # questions; of fewer it is said what they cannot tell
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Score:
     @classmethod
     def mean(cls, values: Sequence[float], scale: float = 100.0) -> Score:
         """The mean of values that are not only 0 and 1, with a bootstrap interval."""
-        return cls.statistic(lambda some: sum(some) / len(some), values, scale)
+        if not values:
+            return cls(None, None, None, 0, scale)
+        return cls(math.fsum(values) / len(values), *bootstrap_mean(values), len(values), scale)
 
     @classmethod
     def statistic(
@@ -77,7 +81,20 @@ class Scores:
             for name, score in scores
         ]
         lines = _lying(head, rows) if len(rows) * 8 + 5 <= WIDE else _standing(head, rows)
-        return "\n".join([*lines, f"unparsable answers: {self.unparsable} (counted as wrong)"])
+        return "\n".join(
+            [*lines, f"unparsable answers: {self.unparsable} (counted as wrong)", *self._small()]
+        )
+
+    def _small(self) -> list[str]:
+        """What a small set cannot tell."""
+        shares = [score for score in self.categories.values() if score.scale == 100]
+        head = max(shares, key=lambda score: score.count, default=None)
+        if head is None or head.value is None or not 0 < head.value < 1 or head.count >= SMALL:
+            return []
+        points = 100 * minimum_detectable(head.value, head.count)
+        return [
+            f"differences below {points:.0f} points may be chance ({head.count} questions, 80 % power at 5 %)"
+        ]
 
 
 def _shown(score: Score, value: float | None) -> str:

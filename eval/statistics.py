@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Z95 = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
+Z80 = 0.8416212335729143  # and 80 % lie below this many
+# Student's distribution with 1, 2, ... degrees of freedom holds 95 % within these.
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 class Interval(NamedTuple):
@@ -61,6 +67,47 @@ def bootstrap(
     found = [function([units[place] for place in row]) for row in drawn.tolist()]
     low, high = np.quantile(found, [0.025, 0.975])
     return Interval(float(low), float(high))
+
+
+def bootstrap_mean(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
+    """The same of a mean, for any number of values: only how often each occurs is drawn."""
+    if len(values) == 0:
+        raise ValueError("bootstrap: no values to draw from")
+    kinds, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), resamples)
+    low, high = np.quantile(drawn @ kinds / len(values), [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def sign_flips(differences: Sequence[float], draws: int = 10_000) -> float:
+    """Two-sided permutation test (Fisher 1935): the chance of a sum this far from 0 if signs were random."""
+    sizes, counts = np.unique(np.abs(np.asarray(differences, dtype=np.float64)), return_counts=True)
+    seen = abs(float(np.sum(differences)))
+    flipped = 2 * np.random.default_rng(0).binomial(counts, 0.5, size=(draws, len(counts))) - counts
+    further = int((np.abs(flipped @ sizes) >= seen - 1e-9).sum())
+    return (1 + further) / (1 + draws)
+
+
+def minimum_detectable(share: float, count: int) -> float:
+    """The difference of two shares that is found with 80 % power at the 5 % level, by independent answers.
+
+    Two systems that were asked the same questions differ less by chance, so this is the cautious figure.
+    """
+    if not 0 <= share <= 1 or count < 1:
+        raise ValueError(f"minimum_detectable: {share} of {count} is no proportion")
+    return (Z95 + Z80) * math.sqrt(2 * share * (1 - share) / count)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float, Interval]:
+    """Mean, deviation between two seeds or more (n - 1), and Student's 95 % interval of the mean."""
+    count = len(values)
+    if count < 2:
+        raise ValueError("over_seeds: one value says nothing of the deviation between seeds")
+    mean = sum(values) / count
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    quantile = T95[count - 2] if count - 2 < len(T95) else Z95
+    half = quantile * deviation / math.sqrt(count)
+    return mean, deviation, Interval(mean - half, mean + half)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

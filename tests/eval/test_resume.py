@@ -1,0 +1,203 @@
+"""An evaluation on the embedded base that is killed, resumed, shared among processes, or asked of several."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.__main__ import main
+from eval.stream import Part
+from mma import MMAConfig
+from models.build import BaseSettings, build_base
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two adapter folders on the embedded base, neither of them trained."""
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = build_base(BaseSettings()).model
+        model.adapters.add_adapter("default", MMAConfig(r=4 * seed))
+        with torch.no_grad():
+            for parameter in model.adapters.trainable_parameters().values():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        folders.append(tmp_path_factory.mktemp(f"adapter-{seed}"))
+        model.adapters.save_pretrained(folders[-1], {"format": "QCM-A"})
+    return folders
+
+
+def arguments(root: Path, out: Path, *rest: str | Path) -> list[str]:
+    fixed = ["scienceqa", "--data", str(root), "--out", str(out), "--device", "cpu", "--long", "truncate"]
+    return [*fixed, *map(str, rest)]
+
+
+def answers(out: Path) -> dict[str, Any]:
+    """The content of a result file that an evaluation of the same must share."""
+    content: dict[str, Any] = json.loads(out.read_text())
+    return {name: content[name] for name in ("scores", "predictions", "unparsable", "checks", "digests")}
+
+
+GENERATE = ("--decode", "generate", "--max-new-tokens", "12")
+
+
+@pytest.mark.parametrize("decode", [(), GENERATE], ids=["choice", "generate"])
+def test_answers_are_the_same_in_one_process_and_in_three(
+    root: Path, adapters: list[Path], tmp_path: Path, decode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(PROJECT)
+    rest = ("--adapter", adapters[0], *decode)
+    assert main(arguments(root, tmp_path / "one.json", *rest)) == 0
+    assert main(arguments(root, tmp_path / "three.json", *rest, "--processes", "3")) == 0
+    assert answers(tmp_path / "one.json") == answers(tmp_path / "three.json")
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 32])
+def test_answers_are_the_same_at_every_batch_size(
+    root: Path, adapters: list[Path], tmp_path: Path, rows: int
+) -> None:
+    rest = ("--adapter", adapters[0], *GENERATE)
+    for name, tokens in (("one", 1), ("some", 512 * rows)):
+        out = tmp_path / f"{name}.json"
+        assert main(arguments(root, out, *rest, "--tokens-per-batch", str(tokens))) == 0
+    assert answers(tmp_path / "one.json") == answers(tmp_path / "some.json")
+
+
+def test_three_runs_give_the_same(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    found = []
+    for name in "abc":
+        assert main(arguments(root, tmp_path / name, "--adapter", adapters[1], "--decode", "both")) == 0
+        found.append([answers(path) for path in sorted((tmp_path / name).iterdir())])
+    assert found[0] == found[1] == found[2]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come to it"
+        time.sleep(0.005)
+
+
+def test_a_killed_evaluation_goes_on(
+    root: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = ("--adapter", adapters[0], "--decode", "generate", "--tokens-per-batch", "1")
+    out, whole = tmp_path / "out.json", tmp_path / "whole.json"
+    part = tmp_path / "out.json.parts" / "part-0-of-1.jsonl"
+    command = [sys.executable, "-m", "eval", *arguments(root, out, *rest)]
+    running = subprocess.Popen(command, cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") >= 3)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not out.exists()
+    before = part.read_bytes()
+    begun = before[: before.rfind(b"\n") + 1]
+    assert 2 <= begun.count(b"\n") - 1 < 8
+    part.write_bytes(begun + b'{"column": "adap')  # what a kill leaves of a line
+    asked: list[str] = []
+    add = Part.add
+    monkeypatch.setattr(Part, "add", lambda part, line: (asked.append(line.id), add(part, line))[1])
+    assert main(arguments(root, out, *rest)) == 0
+    assert len(asked) == 8 - (begun.count(b"\n") - 1)
+    assert main(arguments(root, whole, *rest)) == 0
+    assert answers(out) == answers(whole)
+
+
+def stopped(part: Part, line: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_answers_to_something_else_are_not_taken(
+    root: Path,
+    adapters: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(Part, "add", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments(root, out, "--adapter", adapters[0]))
+    for rest, message in (
+        (["--adapter", adapters[1]], r"other settings \(adapter-.*: null there, .* remove it, or name another --out"),
+        (["--adapter", adapters[0], "--blind"], r"\(blind: false there, true now\)"),
+    ):
+        assert main(arguments(root, out, *rest)) == 2
+        assert re.search(message, capsys.readouterr().err)
+    part = tmp_path / "out.json.parts" / "part-0-of-1.jsonl"
+    part.write_text(part.read_text() + "nonsense\n")
+    assert main(arguments(root, out, "--adapter", adapters[0])) == 2
+    assert "part-0-of-1.jsonl: line 2 is damaged; remove the file" in capsys.readouterr().err
+    part.write_text(part.read_text().replace("nonsense", '{"text": "x"}'))
+    assert main(arguments(root, out, "--adapter", adapters[0])) == 2
+    assert "holds a line that is no answer" in capsys.readouterr().err
+
+
+def test_a_share_is_written_and_the_rest_is_missed(
+    root: Path, adapters: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    for share in ("0/2", "1/2"):
+        assert main(arguments(root, out, "--adapter", adapters[0], "--shard", share)) == 0
+        assert not out.exists()
+    files = sorted(path.name for path in (tmp_path / "out.json.parts").iterdir())
+    assert files == ["part-0-of-2.jsonl", "part-1-of-2.jsonl"]
+    assert main(arguments(root, out, "--adapter", adapters[0])) == 0
+    assert len(answers(out)["predictions"]) == 8
+    for share in ("2/2", "a", "1"):
+        with pytest.raises(SystemExit):
+            main(arguments(root, out, "--adapter", adapters[0], "--shard", share))
+        assert "is no share; write I/N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("decode", [("--decode", "choice"), GENERATE])
+def test_several_adapters_and_the_base_in_one_go(
+    root: Path, adapters: list[Path], tmp_path: Path, decode: tuple[str, ...]
+) -> None:
+    together = tmp_path / "together"
+    assert main(arguments(root, together, "--adapter", *adapters, "--with-base", *decode)) == 0
+    names = [*(path.name for path in adapters), "base"]
+    assert sorted(path.name for path in together.iterdir()) == sorted(f"{name}.json" for name in names)
+    for place, name in enumerate(names):
+        alone = tmp_path / f"{name}.json"
+        rest = ("--adapter", adapters[place % 2], *(["--no-adapter"] if name == "base" else []), *decode)
+        assert main(arguments(root, alone, *rest)) == 0
+        one, other = (json.loads(path.read_text()) for path in (alone, together / f"{name}.json"))
+        assert one["scores"] == other["scores"] and one["digests"] == other["digests"]
+        for pid, made in one["predictions"].items():
+            assert made["text"] == other["predictions"][pid]["text"]
+            assert made["likelihoods"] == pytest.approx(other["predictions"][pid]["likelihoods"], abs=2e-4)
+
+
+def test_adapters_of_one_name_stay_apart(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    assert main(arguments(root, tmp_path / "out", "--adapter", adapters[0], adapters[0])) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{adapters[0].name}-2.json", f"{adapters[0].name}.json",
+    ]  # fmt: skip
+
+
+def test_a_process_that_fails_is_told_and_answers_are_kept(
+    root: Path, adapters: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (root / "images" / "test" / "2" / "image.png").write_bytes(b"broken")
+    rest = ("--adapter", adapters[0], "--processes", "2")
+    assert main(arguments(root, tmp_path / "out.json", *rest)) == 2
+    error = capfd.readouterr().err
+    assert "is not a picture in a known format" in error
+    assert "one of the processes has failed, see above" in error
