@@ -1,0 +1,52 @@
+"""What many benchmarks share beside their rules: LLaVA's answer lines, and the check that pictures are there.
+
+Knows no benchmark and opens no picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from eval.errors import EvalError
+from eval.files import Row, read_lines
+from eval.results import write_text
+
+
+def check_present(name: str, pictures: Iterable[Path]) -> None:
+    """Refuse a set of which picture files are missing."""
+    wanted = dict.fromkeys(pictures)
+    missing = [path for path in wanted if not path.is_file()]
+    if missing:
+        raise EvalError(
+            f"{name}: {len(missing)} of {len(wanted)} pictures are missing (the first is {missing[0]}); "
+            f"`python -m eval prepare {name}` says where they are published"
+        )
+
+
+def answer_line(question_id: str | int, prompt: str, text: str) -> dict[str, Any]:
+    """One line of LLaVA's answer files; the official scripts do not read the last three fields."""
+    head = {"question_id": question_id, "prompt": prompt, "text": text}
+    return {**head, "answer_id": str(question_id), "model_id": "mma", "metadata": {}}
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON Lines file."""
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_answers(path: Path) -> list[Row]:
+    """The lines of an answer file, which must not be empty."""
+    rows = read_lines(path)
+    if not rows:
+        raise EvalError(f"{path}: holds no answers; name the file of a finished run")
+    return rows
+
+
+def add_answer(answers: dict[str, str], key: str, text: str, where: str) -> None:
+    """Take up an answer; two to one question are refused."""
+    if key in answers:
+        raise EvalError(f"{where}: {key!r} is answered a second time; keep one of the two answers")
+    answers[key] = text
