@@ -65,7 +65,13 @@ def compare(a: Mapping[str, Prediction], b: Mapping[str, Prediction]) -> Compari
                 f"compare: question {pid} has the right answer {a[pid].gold} in A but {b[pid].gold} in B; "
                 "they were scored on different data"
             )
-    earned = [(_earned(pid, a[pid]), _earned(pid, b[pid])) for pid in shared]
+    both = [(_earned(a[pid]), _earned(b[pid])) for pid in shared]
+    earned = [(one, other) for one, other in both if one is not None and other is not None]
+    if not earned:
+        raise EvalError(
+            "compare: no answer has a mark: the right ones are not public, or a judge has not seen them; "
+            "compare a scored split"
+        )
     left_out = len(a.keys() ^ b.keys())
     if all(mark in (0.0, 1.0) for both in earned for mark in both):
         return _right_or_wrong(earned, left_out)
@@ -109,12 +115,13 @@ def _graded(earned: Sequence[tuple[float, float]], left_out: int) -> Comparison:
     )
 
 
-def _earned(pid: str, prediction: Prediction) -> float:
-    """What an answer earned: its mark, or whether its option is the right one."""
+def _earned(prediction: Prediction) -> float | None:
+    """What an answer earned: its mark, or whether its option is the right one; None where nobody knows.
+
+    Benchmarks with questions in groups mark one of each group.
+    """
     if prediction.score is not None:
         return prediction.score
-    if prediction.option is None and prediction.text is not None and not isinstance(prediction.gold, int):
-        raise EvalError(
-            f"compare: question {pid} has no mark, its right answer is not public; compare a scored split"
-        )
-    return float(prediction.option is not None and prediction.option == prediction.gold)
+    if not isinstance(prediction.gold, int):
+        return None
+    return float(prediction.option == prediction.gold)

@@ -32,15 +32,13 @@ def run(options: argparse.Namespace) -> None:
         raise EvalError(
             f"there is no split {options.split!r}; {benchmark.name} has {', '.join(benchmark.splits)}"
         )
-    faults = []
+    complete = False
     for split in splits:
         found = list(faults_of(benchmark, options.data, split))
-        print(
-            f"{benchmark.name}, {split}: " + ("complete" if not found else "\n  ".join(["", *found]).rstrip())
-        )
-        faults += found
-    if len(faults) > 0 and options.split is not None:
-        raise EvalError(f"{options.data}: split {options.split!r} is not complete, see above")
+        complete = complete or not found
+        print("\n  ".join([f"{benchmark.name}, {split}:{'' if found else ' complete'}", *found]))
+    if not complete:
+        raise EvalError(f"{options.data}: {' and '.join(splits)} cannot be asked as they are, see above")
 
 
 def faults_of(benchmark: Benchmark, data: Path, split: str) -> Iterator[str]:

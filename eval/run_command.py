@@ -56,6 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None
         metavar="PATH",
         help="result file to write; a folder of them where more than one is asked",
     )
+    _add_asking(parser, benchmark)
+    _add_number(parser, "--tokens-per-batch", 4096, "tokens at once: memory and speed, not the result")
+    _add_number(
+        parser, "--processes", 1, "processes that share the questions, one for each GPU if there are any"
+    )
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="ask only every N-th question, from I on")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    base = parser.add_argument_group("base", "where the base lies, if not where the adapter folder says")
+    for name, meaning in BASE.items():
+        kind = int if name in NUMBERS else str
+        base.add_argument(f"--base.{name}", type=kind, metavar="VALUE", help=meaning)
+
+
+def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
+    """Those that the answers depend on."""
     parser.add_argument(
         "--decode",
         choices=("choice", "generate", "both"),
@@ -79,16 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None
         help="what to do with a question that the decoder cannot hold (default: error)",
     )
     _add_number(parser, "--max-new-tokens", None, f"longest answer (default: {benchmark.max_new_tokens})")
-    _add_number(parser, "--tokens-per-batch", 4096, "tokens at once: memory and speed, not the result")
-    _add_number(
-        parser, "--processes", 1, "processes that share the questions, one for each GPU if there are any"
-    )
-    parser.add_argument("--shard", type=_shard, metavar="I/N", help="ask only every N-th question, from I on")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    base = parser.add_argument_group("base", "where the base lies, if not where the adapter folder says")
-    for name, meaning in BASE.items():
-        kind = int if name in NUMBERS else str
-        base.add_argument(f"--base.{name}", type=kind, metavar="VALUE", help=meaning)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -80,7 +80,8 @@ class Scores:
             (name, *(_shown(score, end) for end in (score.value, score.low, score.high)), str(score.count))
             for name, score in scores
         ]
-        lines = _lying(head, rows) if len(rows) * 8 + 5 <= WIDE else _standing(head, rows)
+        narrow = len(rows) * 8 + 5 <= WIDE and all(len(name) < 8 for name in self.categories)
+        lines = _lying(head, rows) if narrow else _standing(head, rows)
         return "\n".join(
             [*lines, f"unparsable answers: {self.unparsable} (counted as wrong)", *self._small()]
         )

@@ -63,8 +63,10 @@ def bootstrap(
     if not units:
         raise ValueError("bootstrap: no units to draw from")
     random = np.random.default_rng(0)
-    drawn = random.integers(len(units), size=(resamples, len(units)))
-    found = [function([units[place] for place in row]) for row in drawn.tolist()]
+    found = []
+    for _ in range(resamples):
+        drawn = random.integers(len(units), size=len(units)).tolist()
+        found.append(function([units[place] for place in drawn]))
     low, high = np.quantile(found, [0.025, 0.975])
     return Interval(float(low), float(high))
 

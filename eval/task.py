@@ -183,17 +183,24 @@ def _ask(
         for column in columns
         if (_label(settings, column, decode), question.id) not in part.done
     ]
-    if not wanted:
-        return
-    samples = [sample for _, sample in wanted]
-    asker = _asker(settings, opened, columns[0], samples)
-    with nullcontext() if len(columns) > 1 else opened.asking(columns[0]):
-        who = [column.held for column, _ in wanted] if len(columns) > 1 else None
-        asked = _asked(settings, benchmark, asker, samples, who, decode)
-        cut = set(asked.truncated)
-        for index, prediction in asked.coming:
-            column, sample = wanted[index]
-            part.add(Line(_label(settings, column, decode), sample.id, prediction, sample.id in cut))
+    for way in ("choice", "generate"):
+        # Where there is nothing to choose from, the answer is written.
+        own = [each for each in wanted if _chosen(decode, each[1]) == (way == "choice")]
+        if not own:
+            continue
+        samples = [sample for _, sample in own]
+        asker = _asker(settings, opened, columns[0], samples)
+        with nullcontext() if len(columns) > 1 else opened.asking(columns[0]):
+            who = [column.held for column, _ in own] if len(columns) > 1 else None
+            asked = _asked(settings, benchmark, asker, samples, who, way)
+            cut = set(asked.truncated)
+            for index, prediction in asked.coming:
+                column, sample = own[index]
+                part.add(Line(_label(settings, column, decode), sample.id, prediction, sample.id in cut))
+
+
+def _chosen(decode: Decode, sample: Sample) -> bool:
+    return decode == "choice" and len(sample.options) > 1
 
 
 def _asked(
@@ -202,9 +209,9 @@ def _asked(
     asker: Asker,
     samples: Sequence[Sample],
     who: Sequence[str | None] | None,
-    decode: Decode,
+    way: str,
 ) -> Asked:
-    if decode == "choice":
+    if way == "choice":
         return choosing(asker, samples, who, by_length=settings.by_length)
     longest = settings.max_new_tokens or benchmark.max_new_tokens
     return answering(asker, samples, who, max_new_tokens=longest)

@@ -15,6 +15,7 @@ from benchmarks.samples import bucketed, samples
 WANTED = {
     "adapter_kernel": ("where", "sites"),
     "bank": ("milliseconds", "over_shared", "over_8_resident", "over_runs"),
+    "evaluate": ("questions", "contestants", "ratios"),
     "load": ("cases", "over_plain_read"),
     "memory": ("shape", "peaks"),
     "merged": ("prompt", "tokens", "rows"),

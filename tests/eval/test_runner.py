@@ -167,3 +167,8 @@ def test_too_long_questions_are_refused_or_shortened(samples: list[Sample]) -> N
     assert answer(asker(short, load, long="truncate"), samples, max_new_tokens=5).predictions.keys() == {
         sample.id for sample in samples
     }
+
+
+def test_a_question_without_options_cannot_be_chosen(system: System, samples: list[Sample]) -> None:
+    with pytest.raises(EvalError, match="question 1: has no options to choose from"):
+        choose(asker(system, picture_loader(system.preprocess)), [replace(samples[0], options=())])

@@ -92,7 +92,13 @@ def test_graded_marks_are_compared_by_random_signs() -> None:
     assert compare(a, a).p == 1.0
 
 
+def test_of_a_group_only_the_marked_question_is_compared() -> None:
+    a = {"1": Prediction(0, "A", score=1.0), "2": Prediction(1, "B"), "3": Prediction(None, "B", text="?")}
+    b = {**a, "1": Prediction(1, "A", score=0.0)}
+    assert (found := compare(a, b)).count == 1 and found.difference == 1.0
+
+
 def test_answers_without_public_truth_are_not_compared() -> None:
     one = {"1": Prediction(None, None, text="yes")}
-    with pytest.raises(EvalError, match="question 1 has no mark, its right answer is not public"):
+    with pytest.raises(EvalError, match="no answer has a mark: the right ones are not public"):
         compare(one, one)

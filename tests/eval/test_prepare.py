@@ -1,0 +1,115 @@
+"""What `prepare` says of complete, incomplete and broken sets, and `score NAME` of official answer files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main
+from eval.scores import Score
+from tests.eval.benchmarks.short_answer_files import picture, write_jsonl
+
+LISTS = ("random", "popular", "adversarial")
+
+
+@pytest.fixture
+def pope(tmp_path: Path) -> Path:
+    """One picture with a question in each list, all of them to be answered with yes."""
+    name = "COCO_val2014_000000000001.jpg"
+    picture(tmp_path / "val2014" / name)
+    for split in LISTS:
+        row = {"question_id": 1, "image": name, "text": "Is there a cat in the image?", "label": "yes"}
+        write_jsonl(tmp_path / "coco" / f"coco_pope_{split}.json", [row])
+    return tmp_path
+
+
+def test_what_is_missing_and_where_it_is_published(pope: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pope / "coco" / "coco_pope_popular.json").unlink()
+    assert main(["prepare", "pope", str(pope)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "pope, coco:",
+        "  coco/coco_pope_popular.json is missing; it is published at "
+        "https://github.com/RUCAIBox/POPE at commit e3e39262, output/coco",
+    ]
+    assert printed.err.endswith("coco cannot be asked as they are, see above\n")
+
+
+def test_a_set_that_is_smaller_than_the_official_one(pope: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "pope", str(pope)]) == 2
+    assert "3 questions, the official set has 8,910" in capsys.readouterr().out
+
+
+def test_a_broken_picture(pope: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pope / "val2014" / "COCO_val2014_000000000001.jpg").write_bytes(b"nothing")
+    assert main(["prepare", "pope", str(pope)]) == 2
+    assert "is not a picture in a known format" in capsys.readouterr().out
+
+
+def test_a_complete_split(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "scienceqa", str(root), "--split", "minitest"]) == 2
+    assert "no split 'minitest'" in capsys.readouterr().out
+    splits = json.loads((root / "pid_splits.json").read_text())
+    (root / "pid_splits.json").write_text(json.dumps({**splits, "minitest": splits["half"]}))
+    assert main(["prepare", "scienceqa", str(root), "--split", "minitest"]) == 0
+    assert capsys.readouterr().out == "scienceqa, minitest: complete\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pop", "."], "there is no benchmark 'pop'; choose one of"),
+        (["pope", "nowhere"], "nowhere: is no folder"),
+        (["pope", ".", "--split", "val"], "there is no split 'val'; pope has coco"),
+    ],
+)
+def test_prepare_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_score_of_official_answers(pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = (10_000_001, 20_000_001, 1)
+    lines = [{"question_id": pid, "text": text} for pid, text in zip(ids, ("Yes", "No.", "yes"), strict=True)]
+    write_jsonl(tmp_path / "answers.jsonl", lines)
+    out = tmp_path / "scores.json"
+    words = ["score", "pope", str(tmp_path / "answers.jsonl"), "--data", str(pope), "--json", str(out)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    content = json.loads(out.read_text())
+    assert content["benchmark"] == "pope" and content["version"] == 1
+    assert content["scores"]["mean F1"]["value"] == pytest.approx(2 / 3)
+    right = content["scores"]["random Accuracy"]
+    assert (right["value"], right["low"], right["high"]) == (1, Score.of(1, 1).low, 1)
+    assert content["marks"]["20000001"] == {"read": "no", "score": 0.0}
+    assert "mean F1" in printed and printed.endswith(f"wrote {out}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b", "c"], "score: 2 files are named; name one"),
+        (["pop", "b"], "there is no benchmark 'pop'"),
+        (["pope", "none.jsonl"], "none.jsonl: no such file"),
+    ],
+)
+def test_score_refuses(
+    pope: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", *words, "--data", str(pope)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_score_of_llavas_answers_to_scienceqa(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(
+        tmp_path / "a.jsonl", [{"question_id": "1", "text": "A"}, {"question_id": "2", "text": "dog"}]
+    )
+    assert main(["score", "scienceqa", str(tmp_path / "a.jsonl"), "--data", str(root)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[1].split()[-1] == "50.00"
+    assert "unparsable answers: 1" in printed
