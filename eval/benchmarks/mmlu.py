@@ -1,7 +1,8 @@
 """MMLU: 57 subjects of four-option questions without pictures, asked after five solved examples.
 
 Cells are taken as they are written; the original code reads them with pandas, which turns an option such
-as "None" into "nan".
+as "None" into "nan". The question is a user's turn in the adapter's chat template; plain text behind the
+decoder's begin token, as in the original, is what `eval/engines/lm_eval.py` asks.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from eval.scores import Mark, Scored
 
 SHOTS = 5
 SOURCE = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
-OPTIONS = tuple(f" {letter}" for letter in LETTERS)
-"""As the letter follows "Answer:" in running text."""
+OPTIONS = tuple(LETTERS)
+"""As answers; the chat template says whether a blank stands before them."""
 
 
 def needs(split: str) -> list[Needed]:

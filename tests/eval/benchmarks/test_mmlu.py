@@ -54,7 +54,7 @@ def test_prompts_have_the_exact_bytes_of_the_original_code(folder: Path) -> None
         + dev
         + 'Zero?\nReally, \nA. 0\nB. None\nC. "1"\nD. x\nAnswer:'
     )
-    assert questions[0].options == (" A", " B", " C", " D")
+    assert questions[0].options == ("A", "B", "C", "D")
     assert (questions[0].gold, questions[0].images) == ("B", ())
 
 
@@ -77,19 +77,19 @@ def test_averages_are_over_questions(folder: Path) -> None:
 
 
 def test_tables_of_results_come_back(folder: Path) -> None:
-    answers = {"abstract_algebra/0": " B", "abstract_algebra/1": "hm", "professional_law/0": "D"}
+    answers = {"abstract_algebra/0": "B", "abstract_algebra/1": "hm", "professional_law/0": "D"}
     MMLU.write(folder / "out", _load(folder), answers)
     assert MMLU.read(folder / "out") == {
-        "abstract_algebra/0": " B",
+        "abstract_algebra/0": "B",
         "abstract_algebra/1": "",
-        "professional_law/0": " D",
+        "professional_law/0": "D",
     }
     # as the original code names its columns, with real probabilities
     (folder / "out" / "professional_law.csv").write_text(
         "0,1,2,3,4,5,ada_correct,ada_choiceA_probs,ada_choiceB_probs,ada_choiceC_probs,ada_choiceD_probs\n"
         "A law?,w,x,y,z,D,False,0.1,0.4,0.4,0.1\n"
     )
-    assert MMLU.read(folder / "out")["professional_law/0"] == " B"
+    assert MMLU.read(folder / "out")["professional_law/0"] == "B"
 
 
 @pytest.mark.parametrize(
