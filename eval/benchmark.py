@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import eval.benchmarks
-from data.sample import Sample
+from data.sample import IMAGE, Sample
 from eval.errors import EvalError
 from eval.scores import Scored
 
@@ -80,11 +80,13 @@ class Prompting:
         template: Its chat template.
         format: Its format of ScienceQA's questions, where it has one.
         captions: Whether the captions of ScienceQA's pictures stand in its prompts.
+        modalities: What it knows; one that knows no several pictures is shown the first.
     """
 
     template: str
     format: str | None = None
     captions: bool = False
+    modalities: tuple[str, ...] = ("text", "image", "images")
 
 
 def sample_of(question: Question, prompting: Prompting) -> Sample:
@@ -92,7 +94,10 @@ def sample_of(question: Question, prompting: Prompting) -> Sample:
     prompt = question.prompt
     if prompting.template == "lavin":
         prompt = f"Instruction: {prompt}\nResponse: ".replace("  ", " ").strip()
-    return Sample(question.id, prompt, "", question.images, question.options)
+    images = question.images
+    if len(images) > 1 and "images" not in prompting.modalities:
+        images, prompt = images[:1], prompt.replace(IMAGE, "")
+    return Sample(question.id, prompt, "", images, question.options)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ def prompting_of(folder: Path, format: str | None) -> Prompting:
     name = format or provenance.get("format")
     if name is not None and name != LLAVA:
         require_format(name)
-    return Prompting(template, name, bool(provenance.get("captions", False)))
+    known = description.get("modalities")
+    modalities = tuple(known) if isinstance(known, list) else Prompting.modalities
+    return Prompting(template, name, bool(provenance.get("captions", False)), modalities)
 
 
 def base_of(description: Mapping[str, Any], given: Mapping[str, Any]) -> BaseSettings | None:

@@ -77,7 +77,7 @@ def write_result(path: Path, result: Result) -> None:
         "unparsable": result.scores.unparsable,
         "notes": dict(result.scores.notes),
         "checks": result.checks,
-        "predictions": {pid: _told(made, read=None, score=None) for pid, made in result.predictions.items()},
+        "predictions": {pid: _prediction_told(made) for pid, made in result.predictions.items()},
         "settings": result.settings,
         "versions": result.versions,
         "digests": result.digests,
@@ -88,6 +88,14 @@ def write_result(path: Path, result: Result) -> None:
 def _told(value: Score | Prediction, **usual: Any) -> dict[str, Any]:
     """The fields of a value; some are left out where they say what is usual."""
     return {key: item for key, item in asdict(value).items() if key not in usual or item != usual[key]}
+
+
+def _prediction_told(made: Prediction) -> dict[str, Any]:
+    """A mark of None says that nobody knows; it is left out where an option's index tells."""
+    told = _told(made, read=None)
+    if made.score is None and isinstance(made.gold, int):
+        del told["score"]
+    return told
 
 
 def check_writable(path: Path) -> None:

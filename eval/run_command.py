@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from eval.benchmark import Benchmark
 from eval.errors import EvalError
-from eval.results import Result, check_writable, write_result
+from eval.results import check_writable, write_result
 from mma.cli.base_options import NUMBERS, OPTIONS
 
 if TYPE_CHECKING:  # what needs no model should not wait for its libraries
@@ -55,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None
         required=True,
         metavar="PATH",
         help="result file to write; a folder of them where more than one is asked",
+    )
+    parser.add_argument(
+        "--official",
+        action="store_true",
+        help="write the answers in the official format too (done anyway where no right answers are public)",
     )
     _add_asking(parser, benchmark)
     _add_number(parser, "--tokens-per-batch", 4096, "tokens at once: memory and speed, not the result")
@@ -93,12 +97,13 @@ def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
         default="error",
         help="what to do with a question that the decoder cannot hold (default: error)",
     )
+    _add_number(parser, "--beams", 1, "beams of the search for a written answer; 1 is greedy")
     _add_number(parser, "--max-new-tokens", None, f"longest answer (default: {benchmark.max_new_tokens})")
 
 
 def run(options: argparse.Namespace) -> None:
     """Asks a model every question of a split, writes the result files, prints the scores."""
-    from eval.task import ask, assemble  # noqa: PLC0415
+    from eval.task import ask, assemble, load_questions, texts_of  # noqa: PLC0415
 
     settings = settings_of(options)
     several = len(settings.adapters) + settings.with_base > 1 or len(settings.decodes) > 1
@@ -112,7 +117,17 @@ def run(options: argparse.Namespace) -> None:
     else:
         ask(settings, parts)
     results = assemble(settings, parts)
-    _write(options.out, results, several)
+    benchmark, questions = load_questions(settings, parts)
+    hidden = all(question.gold is None for question in questions)
+    for label, result in results.items():
+        path = options.out / (re.sub(r"[^\w.-]+", "-", label) + ".json") if several else options.out
+        write_result(path, result)
+        print(f"{label}\n{result.scores.table()}" if several else result.scores.table())
+        print(f"wrote {path}")
+        if options.official or hidden:
+            answers = path.with_name(f"{path.stem}-answers{benchmark.suffix}")
+            benchmark.write(answers, questions, texts_of(result, questions))
+            print(f"wrote {answers}, the answers in the official format")
     shutil.rmtree(parts)
 
 
@@ -164,14 +179,6 @@ def _cards() -> list[str]:
 
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     return told.split(",") if told else [str(index) for index in range(torch.cuda.device_count())]
-
-
-def _write(out: Path, results: Mapping[str, Result], several: bool) -> None:
-    for label, result in results.items():
-        path = out / (re.sub(r"[^\w.-]+", "-", label) + ".json") if several else out
-        write_result(path, result)
-        print(f"{label}\n{result.scores.table()}" if several else result.scores.table())
-        print(f"wrote {path}")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Puts questions to a model in batches, and takes what it writes; `choice.py` compares options instead.
 
-Greedy throughout, and a question's answer does not depend on which others share its batch. Knows nothing
-of benchmarks or of files.
+Greedy or by beam search, never sampled, and a question's answer does not depend on which others share its
+batch. Knows nothing of benchmarks or of files.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from data.sample import Sample, Tokens
 from data.template import Template
 from eval.errors import EvalError
 from eval.results import Prediction
+from models.beam import search_all
 from models.build import System
 from models.generate import Queue, Sampling, answer_all
 
@@ -113,8 +114,15 @@ def answer(asker: Asker, samples: Sequence[Sample], *, max_new_tokens: int) -> A
     return collected(samples, answering(asker, samples, max_new_tokens=max_new_tokens))
 
 
-def answering(asker: Asker, samples: Sequence[Sample], who: Who = None, *, max_new_tokens: int) -> Asked:
-    """What the model writes as an answer to every sample, in the order in which the answers end."""
+def answering(
+    asker: Asker, samples: Sequence[Sample], who: Who = None, *, max_new_tokens: int, beams: int = 1
+) -> Asked:
+    """What the model writes as an answer to every sample, in the order in which the answers end.
+
+    Args:
+        who: The adapter of the bank that answers each sample.
+        beams: 1: the likeliest token after the other; more: beam search.
+    """
     template = asker.template
     prompts = [template.tokens(sample, response="") for sample in samples]
     questions = asker.fitted(prompts, spare=max_new_tokens)
@@ -124,7 +132,12 @@ def answering(asker: Asker, samples: Sequence[Sample], who: Who = None, *, max_n
 
     def answers() -> Iterator[tuple[int, Prediction]]:
         with asker.bar(len(samples)) as bar:
-            for index, text in answer_all(asker.system, queue, greedy, asker.tokens_per_batch):
+            tokens = asker.tokens_per_batch
+            if beams == 1:
+                found = answer_all(asker.system, queue, greedy, tokens)
+            else:
+                found = search_all(asker.system, queue, beams, greedy, tokens)
+            for index, text in found:
                 yield index, Prediction(None, samples[index].gold, text=text)
                 bar.update()
 

@@ -68,6 +68,8 @@ class Scores:
 
     def table(self) -> str:
         """What to print: the names, the values, both ends of the intervals and the counts."""
+        if not self.categories:
+            return f"no scores: {self.notes.get('judged', 'the right answers are not public')}"
         scores = self.categories.items()
         head = (
             "",

@@ -51,12 +51,13 @@ class Settings:
     format: str | None = None  # of ScienceQA's prompts; None: the one the adapter was trained with
     long: Literal["error", "truncate"] = "error"
     max_new_tokens: int | None = None  # None: the benchmark's own
+    beams: int = 1  # of what is written; 1: greedy
     tokens_per_batch: int = 4096
     device: str = "auto"
     base: dict[str, Any] = field(default_factory=dict)  # settings of the base that differ from the adapter's
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "tokens_per_batch"):
+        for name in ("max_new_tokens", "tokens_per_batch", "beams"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EvalError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -214,7 +215,7 @@ def _asked(
     if way == "choice":
         return choosing(asker, samples, who, by_length=settings.by_length)
     longest = settings.max_new_tokens or benchmark.max_new_tokens
-    return answering(asker, samples, who, max_new_tokens=longest)
+    return answering(asker, samples, who, max_new_tokens=longest, beams=settings.beams)
 
 
 def _asker(settings: Settings, opened: Opened, column: Column, samples: Sequence[Sample]) -> Asker:
@@ -247,6 +248,7 @@ def _head(
             "format": column.prompting.format,
             "captions": column.prompting.captions,
             "template": column.prompting.template,
+            "modalities": list(column.prompting.modalities),
             "decode": decode,
             "digests": dict(column.digests),
         }
@@ -305,6 +307,9 @@ def _result(
     checks = {
         "truncated": sum(line.cut for line in lines.values()),
         "unreadable_pictures": sum(line.unreadable for line in lines.values()),
+        "pictures_left_out": sum(
+            len(question.images) > 1 and "images" not in own["modalities"] for question in questions
+        ),
     }
     told = {**head["settings"], **{key: value for key, value in own.items() if key != "digests"}}
     return Result(
@@ -315,6 +320,15 @@ def _result(
         digests={**head["digests"], **own["digests"]},
         checks=checks,
     )
+
+
+def texts_of(result: Result, questions: Sequence[Question]) -> dict[str, str]:
+    """The answers of a result as texts."""
+    return {
+        question.id: said(result.predictions[question.id], question.options)
+        for question in questions
+        if question.id in result.predictions
+    }
 
 
 def said(prediction: Prediction, options: Sequence[str]) -> str:

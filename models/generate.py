@@ -139,14 +139,14 @@ class _Row:
         else:
             self.ids.append(token)
             self._text = None
-        if self._sampling.stop and _first_stop(self.text(), self._sampling.stop) is not None:
+        if self._sampling.stop and first_stop(self.text(), self._sampling.stop) is not None:
             self.finished = True
 
     def text(self) -> str:
         """What is written so far; of one that has finished, what stands before the first stop string."""
         if self._text is None:
             self._text = self._system.tokenizer.decode(self.ids)
-        return self._text[: _first_stop(self._text, self._sampling.stop)] if self.finished else self._text
+        return self._text[: first_stop(self._text, self._sampling.stop)] if self.finished else self._text
 
 
 class _Decoding:
@@ -292,7 +292,7 @@ class Chooser:
         return int(ids[torch.multinomial(kept, 1, generator=self.random)])
 
 
-def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
+def first_stop(text: str, stop: tuple[str, ...]) -> int | None:
     """Where the first stop string begins."""
     places = [place for s in stop if (place := text.find(s)) >= 0]
     return min(places, default=None)

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from data.scienceqa import Problem, load_problems
+from mma import MMAConfig
+from models.build import BaseSettings, build_base
 
 # id: subject, grade, hint, picture, number of choices, answer
 ROWS = {
@@ -64,3 +67,19 @@ def root(tmp_path: Path) -> Path:
 def problems(root: Path) -> dict[str, Problem]:
     """Its problems by id."""
     return load_problems(root)
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two adapter folders on the embedded base, neither of them trained."""
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = build_base(BaseSettings()).model
+        model.adapters.add_adapter("default", MMAConfig(r=4 * seed))
+        with torch.no_grad():
+            for parameter in model.adapters.trainable_parameters().values():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        folders.append(tmp_path_factory.mktemp(f"adapter-{seed}"))
+        model.adapters.save_pretrained(folders[-1], {"format": "QCM-A"})
+    return folders

@@ -14,30 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from eval.__main__ import main
 from eval.stream import Part
-from mma import MMAConfig
-from models.build import BaseSettings, build_base
 
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two adapter folders on the embedded base, neither of them trained."""
-    folders = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        model = build_base(BaseSettings()).model
-        model.adapters.add_adapter("default", MMAConfig(r=4 * seed))
-        with torch.no_grad():
-            for parameter in model.adapters.trainable_parameters().values():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        folders.append(tmp_path_factory.mktemp(f"adapter-{seed}"))
-        model.adapters.save_pretrained(folders[-1], {"format": "QCM-A"})
-    return folders
 
 
 def arguments(root: Path, out: Path, *rest: str | Path) -> list[str]:
@@ -135,7 +116,10 @@ def test_answers_to_something_else_are_not_taken(
         with pytest.raises(KeyboardInterrupt):
             main(arguments(root, out, "--adapter", adapters[0]))
     for rest, message in (
-        (["--adapter", adapters[1]], r"other settings \(adapter-.*: null there, .* remove it, or name another --out"),
+        (
+            ["--adapter", adapters[1]],
+            r"other settings \(adapter-.*: null there, .* remove it, or name another --out",
+        ),
         (["--adapter", adapters[0], "--blind"], r"\(blind: false there, true now\)"),
     ):
         assert main(arguments(root, out, *rest)) == 2

@@ -13,9 +13,10 @@ from data.pictures import picture_loader
 from data.prompts import render
 from data.sample import Sample
 from data.scienceqa import Problem
-from eval.choice import choose
+from eval.choice import choose, choosing
 from eval.errors import EvalError
-from eval.runner import Asker, answer
+from eval.runner import Asker, answer, answering
+from models.beam import beam_search
 from models.build import System
 from models.generate import Sampling, generate
 from tests.eval.tiny import asker, tiny_system
@@ -146,3 +147,30 @@ def test_generated_answers_are_those_of_each_question_alone(
         found = answer(other, order, max_new_tokens=12).predictions
         assert {pid: prediction.text for pid, prediction in found.items()} == wanted
         assert list(found) == [sample.id for sample in order]
+
+
+def test_likelihoods_may_be_divided_by_the_tokens_compared(
+    system: System, samples: list[Sample], asked: Asker
+) -> None:
+    whole = dict(choosing(asked, samples).coming)
+    divided = dict(choosing(asked, samples, by_length=True).coming)
+    for index, sample in enumerate(samples):
+        lengths = [1] * len(sample.options)  # letters
+        if index % 2 == 0:
+            parting = 0 if len(sample.options) == 5 else len("The ")
+            tokens = [asked.template.tokens(sample, response=option) for option in sample.options]
+            lengths = [sum(each.supervised) - parting for each in tokens]
+            assert len(set(lengths)) > 1
+        values = [value / length for value, length in zip(whole[index].likelihoods, lengths, strict=True)]
+        assert divided[index].likelihoods == pytest.approx(values, abs=1e-3)
+
+
+def test_a_written_answer_may_be_searched_for(system: System, samples: list[Sample], asked: Asker) -> None:
+    found = dict(answering(asked, samples, max_new_tokens=8, beams=3).coming)
+    template = asked.template
+    sampling = Sampling(8, stop=template.stop, stop_ids=template.stop_ids)
+    for index, sample in enumerate(samples):
+        batch = collate([template.tokens(sample, response="")], asked.pictures)
+        assert found[index].text == beam_search(system, batch, 3, sampling)[0]
+    greedy = dict(answering(asked, samples, max_new_tokens=8).coming)
+    assert {index: one.text for index, one in found.items()} != {i: one.text for i, one in greedy.items()}

@@ -20,6 +20,8 @@ from eval.task import Settings, evaluate
 from models.build import BaseSettings, System
 from tests.eval.tiny import tiny_system
 
+KNOWN = ("text", "image")
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -159,9 +161,9 @@ def test_prompt_format_is_the_adapters_unless_given(run: Path, root: Path, tmp_p
     adapters = tiny_system().model.adapters
     adapters.save_pretrained(tmp_path / "with", {"format": "CQM-A", "captions": True})
     adapters.save_pretrained(tmp_path / "without", {})
-    assert prompting_of(tmp_path / "with", None) == Prompting("lavin", "CQM-A", True)
-    assert prompting_of(tmp_path / "with", "QCM-A") == Prompting("lavin", "QCM-A", True)
-    assert prompting_of(tmp_path / "without", "llava") == Prompting("lavin", "llava", False)
+    assert prompting_of(tmp_path / "with", None) == Prompting("lavin", "CQM-A", True, KNOWN)
+    assert prompting_of(tmp_path / "with", "QCM-A") == Prompting("lavin", "QCM-A", True, KNOWN)
+    assert prompting_of(tmp_path / "without", "llava") == Prompting("lavin", "llava", False, KNOWN)
     with pytest.raises(EvalError, match="without: does not say with which prompt format it was trained"):
         evaluate(Settings(root, (tmp_path / "without",), device="cpu"))
 
