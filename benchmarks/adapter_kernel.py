@@ -105,10 +105,9 @@ class Case:
             return lambda: torch.autograd.grad(forward(), learned, self.towards)
 
         def bound() -> None:
-            out.detach().copy_(source)
+            out.copy_(source)
             torch.add(source, self.towards, out=out)
 
-        out.requires_grad_(False)
         return {**{name: both(forward) for name, forward in self.ways().items()}, "bound": bound}
 
     def kept(self, forward: Callable[[], Tensor]) -> float:

@@ -38,7 +38,7 @@ mpl.use("Agg")
 Runs = Mapping[int, Callable[[], object]]
 LENGTHS, BUDGETS, RANKS, RESIDENT = (
     (32, 64, 128, 256, 512, 1024),
-    (128, 256, 512, 1024, 2048, 4096),
+    (128, 256, 512, 1024, 2048),
     (2, 8, 32, 128),
     (1, 4, 16, 64),
 )

@@ -31,7 +31,7 @@ class PackedBatch:
     lengths: tuple[int, ...]  # S
     modalities: tuple[str, ...]  # S
     slots: Tensor  # int64[M], flat positions filled with picture features, in order
-    pictures: Tensor | None  # float32[V, 3, H, W], the views of all pictures, in order
+    pictures: Tensor | None  # float32[V, 3, H, W], the views of all pictures; or features float[V, K, C]
     sizes: tuple[tuple[int, int], ...]  # P, width and height of each picture's file
     sources: Tensor  # int64[L], flat position that predicts
     targets: Tensor  # int64[L], id it must predict

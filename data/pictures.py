@@ -35,7 +35,7 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, stru
 class Prepared:
     """A picture as the tower sees it, and the size of its file."""
 
-    views: Tensor  # float32[V, 3, H, W]
+    views: Tensor  # float32[V, 3, H, W]; or what a frozen tower made of them, float[V, K, C]
     size: tuple[int, int]  # width, height
 
 
