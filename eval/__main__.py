@@ -3,6 +3,7 @@
     python -m eval NAME --data DIR --adapter RUN --out result.json      NAME: scienceqa, pope, mme, ...
     python -m eval prepare NAME DIR
     python -m eval score [NAME] PREDICTIONS --data DIR
+    python -m eval judge NAME ANSWERS --data DIR --url URL --out reviews
     python -m eval compare A.json B.json
     python -m eval seeds A.json B.json C.json
 
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from data.commands import Parser, print_error
 from data.errors import DataError
 from eval import benchmark as registry
-from eval import prepare_command, run_command, score_command, seeds_command
+from eval import judge_command, prepare_command, run_command, score_command, seeds_command
 from eval.errors import EvalError
 from mma.errors import AdapterError
 from models.errors import ModelError
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score_command.add_score(commands.add_parser("score", help="score predictions without a model"))
     score_command.add_compare(commands.add_parser("compare", help="paired comparison of two result files"))
+    judge_command.add_arguments(commands.add_parser("judge", help="have a judge grade answers"))
     seeds_command.add_arguments(commands.add_parser("seeds", help="mean and deviation over several seeds"))
     return parser
 

@@ -52,10 +52,12 @@ class Needed:
     Args:
         path: Below the data folder.
         source: Web address, or repository and path, where people get it.
+        judging: Whether it is needed for judging alone.
     """
 
     path: str
     source: str
+    judging: bool = False
 
 
 @dataclass(frozen=True)

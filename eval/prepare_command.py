@@ -10,7 +10,7 @@ from pathlib import Path
 from data.errors import DataError
 from data.pictures import check_pictures
 from eval import benchmark as registry
-from eval.benchmark import Benchmark
+from eval.benchmark import Benchmark, Needed
 from eval.errors import EvalError
 
 
@@ -36,14 +36,23 @@ def run(options: argparse.Namespace) -> None:
     for split in splits:
         found = list(faults_of(benchmark, options.data, split))
         complete = complete or not found
+        found += [
+            f"{needed.path} is missing, which only judging needs; it is published at {needed.source}"
+            for needed in _absent(benchmark, options.data, split)
+            if needed.judging
+        ]
         print("\n  ".join([f"{benchmark.name}, {split}:{'' if found else ' complete'}", *found]))
     if not complete:
         raise EvalError(f"{options.data}: {' and '.join(splits)} cannot be asked as they are, see above")
 
 
+def _absent(benchmark: Benchmark, data: Path, split: str) -> list[Needed]:
+    return [needed for needed in benchmark.needs(split) if not any(data.glob(needed.path))]
+
+
 def faults_of(benchmark: Benchmark, data: Path, split: str) -> Iterator[str]:
     """Everything that is missing or broken, one line each."""
-    absent = [needed for needed in benchmark.needs(split) if not any(data.glob(needed.path))]
+    absent = [needed for needed in _absent(benchmark, data, split) if not needed.judging]
     yield from (f"{needed.path} is missing; it is published at {needed.source}" for needed in absent)
     if absent:
         return

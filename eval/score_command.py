@@ -14,6 +14,7 @@ from eval import benchmark as registry
 from eval.benchmark import Benchmark, Question
 from eval.compare import compare
 from eval.errors import EvalError
+from eval.judged import judged
 from eval.results import FORMAT, Prediction, check_writable, read_predictions, read_result, write_text
 from eval.scienceqa import score
 from eval.scores import Mark, Scored
@@ -53,7 +54,7 @@ def run_score(options: argparse.Namespace) -> None:
         scored = _by_benchmark(benchmark, path, options.data, options.split)
     print(scored.figures.table())
     if options.json is not None:
-        _write(options.json, benchmark, scored)
+        write_scores(options.json, benchmark, scored)
         print(f"wrote {options.json}")
 
 
@@ -70,8 +71,27 @@ def _by_benchmark(benchmark: Benchmark, path: Path, data: Path, split: str | Non
     split = split or benchmark.splits[0]
     with tempfile.TemporaryDirectory() as unpacked:
         questions = benchmark.load(data, split, Path(unpacked))
-        answers = _of_result(path, questions) if _is_result(path) else benchmark.read(path)
-        return benchmark.score(questions, answers)
+        half = judged(benchmark.name)
+        if half is None or _is_result(path):
+            return benchmark.score(questions, answers_of(benchmark, path, questions))
+        try:
+            reviews = half.read(path)
+        except EvalError as error:
+            return benchmark.score(questions, _unreviewed(benchmark, path, error))
+        return half.score(questions, {}, reviews)
+
+
+def _unreviewed(benchmark: Benchmark, path: Path, error: EvalError) -> dict[str, str]:
+    """The answers in a file without reviews; where it holds none either, what is wrong with its reviews."""
+    try:
+        return benchmark.read(path)
+    except EvalError:
+        raise error from None
+
+
+def answers_of(benchmark: Benchmark, path: Path, questions: list[Question]) -> dict[str, str]:
+    """The answers in a result file, or in an official one."""
+    return _of_result(path, questions) if _is_result(path) else benchmark.read(path)
 
 
 def _is_result(path: Path) -> bool:
@@ -123,7 +143,8 @@ def _of_split(
     return {pid: predictions[pid] for pid in pids}
 
 
-def _write(path: Path, benchmark: Benchmark, scored: Scored) -> None:
+def write_scores(path: Path, benchmark: Benchmark, scored: Scored) -> None:
+    """Write scores, and what every answer earned, as JSON."""
     content = {
         "benchmark": benchmark.name,
         "version": benchmark.version,
