@@ -12,6 +12,7 @@ _VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_HUMAN = _VICUNA.replace("curious user", "curious human").replace("the user's", "the human's")
 _LLAVA = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that "
     "the user provides, and assist the user with a variety of tasks using natural language."
@@ -78,10 +79,26 @@ _ZEPHYR = Format(
     stops=("<|endoftext|>",),
 )
 _MISTRAL = Format(question="[INST] {opening}{q} [/INST]", answer=" {a} </s>", opening="{system}\n\n")
+_DIRECT = replace(
+    _CHATML,
+    question="{opening}<|im_start|>user\n{q}<|im_end|><|im_start|>assistant\n",
+    opening="<|im_start|>system\n{system}<|im_end|>",
+    system="Answer the questions.",
+    after="",
+    stops=("<|im_end|>",),
+)
 _LAVIN = Format(question="{q}", answer="{a}</s>", before_pictures="Image: ", without_pictures="Image: N/A")
 
 FORMATS: dict[str, Format] = {
     "vicuna_v1": _VICUNA_V1,
+    "llava_v1": replace(_VICUNA_V1, system=_HUMAN),
+    "llava_v0": Format(
+        question="{opening}Human: {q}###Assistant:",
+        answer=" {a}###",
+        opening="{system}###",
+        system=_HUMAN,
+        stop=("###",),
+    ),
     "llama_2": _LLAMA_2,
     "llava_llama_2": replace(_LLAMA_2, system=_LLAVA),
     "llama_3": Format(
@@ -96,13 +113,11 @@ FORMATS: dict[str, Format] = {
         strip=True,
     ),
     "chatml": _CHATML,
-    "chatml_direct": replace(
-        _CHATML,
-        question="{opening}<|im_start|>user\n{q}<|im_end|><|im_start|>assistant\n",
-        opening="<|im_start|>system\n{system}<|im_end|>",
-        system="Answer the questions.",
-        after="",
-        stops=("<|im_end|>",),
+    "chatml_direct": _DIRECT,
+    "mpt": replace(
+        _DIRECT,
+        system="A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and "
+        "honest answers.",
     ),
     "qwen2_5": replace(
         _CHATML, system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."

@@ -46,16 +46,24 @@ _ZEPHYR = (
     "<|user|>\nq1<|endoftext|>\n<|assistant|>\na1!<|endoftext|>\n"
     "<|user|>\nq2<|endoftext|>\n<|assistant|>\na2<|endoftext|>\n"
 )
+_HUMAN = _VICUNA.replace("curious user", "curious human").replace("the user's", "the human's")
+_DIRECT = _CHATML.replace("<|im_end|>\n", "<|im_end|>")
 RENDERED = {
     "vicuna_v1": _VICUNA,
+    "llava_v1": _HUMAN,
+    "llava_v0": _HUMAN[: _HUMAN.index(" USER")]
+    + "###Human: q1###Assistant: a1!###Human: q2###Assistant: a2###",
+    "mpt": _DIRECT.replace(
+        "You are a helpful assistant.",
+        "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest "
+        "answers.",
+    ),
     "tinyllama": _VICUNA,
     "phi": _VICUNA.replace("</s>", "<|endoftext|>"),
     "llava_llama_2": f"[INST] <<SYS>>\n{S2}\n<</SYS>>\n\nq1 [/INST] a1! </s><s>[INST] q2 [/INST] a2 </s>",
     "llama_3": "<|begin_of_text|>" + _LLAMA_3,
     "chatml": _CHATML,
-    "chatml_direct": _CHATML.replace("<|im_end|>\n", "<|im_end|>").replace(
-        "You are a helpful assistant.", "Answer the questions."
-    ),
+    "chatml_direct": _DIRECT.replace("You are a helpful assistant.", "Answer the questions."),
     "qwen2_5": _CHATML.replace("You are a", "You are Qwen, created by Alibaba Cloud. You are a"),
     "mistral": "[INST] q1 [/INST] a1! </s>[INST] q2 [/INST] a2 </s>",
     "mistral_chat": "[INST] q1 [/INST] a1!</s>[INST] q2 [/INST] a2</s>",
@@ -73,6 +81,9 @@ SUPERVISED = {
     "mistral_chat": " a1!</s> a2</s>",
     "qwen2_5": "a1!<|im_end|>a2<|im_end|>",
     "vicuna_v1": " a1!</s> a2</s>",
+    "llava_v1": " a1!</s> a2</s>",
+    "llava_v0": " a1!### a2###",
+    "mpt": "a1!<|im_end|>a2<|im_end|>",
     "tinyllama": " a1!</s> a2</s>",
     "phi": " a1!<|endoftext|> a2<|endoftext|>",
     "phi_instruct": " a1!<|endoftext|> a2<|endoftext|>",
@@ -135,7 +146,7 @@ def test_llama_2_has_metas_system_prompt(folder: Path) -> None:
 def test_ids_are_those_of_the_whole_string(folder: Path, whole: Tokenizer, name: str) -> None:
     template = made(folder, name)
     text = template.text(CHAT)
-    begin = "<s>" if name not in ("llama_3", "chatml", "chatml_direct", "qwen2_5") else ""
+    begin = "<s>" if name not in ("llama_3", "chatml", "chatml_direct", "mpt", "qwen2_5") else ""
     assert list(template.tokens(CHAT).ids) == whole.encode(begin + text).ids
 
 
@@ -168,7 +179,7 @@ def test_stops(folder: Path, whole: Tokenizer) -> None:
     stops = {
         "llama_3": ["<|eot_id|>", "<|end_of_text|>"],
         **{key: ["<|im_end|>", "<|endoftext|>"] for key in ("chatml", "qwen2_5")},
-        "chatml_direct": ["<|im_end|>"],
+        **{key: ["<|im_end|>"] for key in ("chatml_direct", "mpt")},
         **{key: ["<|endoftext|>"] for key in ("phi", "phi_instruct", "stablelm", "zephyr")},
     }
     for name in TEMPLATES:
@@ -324,5 +335,5 @@ def test_no_begin_token_where_the_family_has_none(folder: Path) -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(DataError, match="template 'vicuna' is unknown; choose one of vicuna_v1, llama_2"):
+    with pytest.raises(DataError, match="template 'vicuna' is unknown; choose one of vicuna_v1, llava_v1"):
         make_template("vicuna", load_tokenizer(MINI), slot_counter(3))
