@@ -7,9 +7,11 @@ a CUDA context is not safe. What comes back, and in which order, does not depend
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -79,6 +81,7 @@ def _here(load: LoadPicture) -> Callable[[Path], Callable[[], Prepared]]:
 def _in_processes(load: LoadPicture, workers: int) -> Callable[[Path], Callable[[], Prepared]]:
     """Begins to load a picture elsewhere; the processes start with the first, and end with the last user."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    atexit.register(_end, weakref.ref(pool))
 
     def start(path: Path) -> Callable[[], Prepared]:
         try:
@@ -88,6 +91,12 @@ def _in_processes(load: LoadPicture, workers: int) -> Callable[[Path], Callable[
             raise _died() from error
 
     return start
+
+
+def _end(pool: weakref.ref[ProcessPoolExecutor]) -> None:
+    """Ends a pool that is still used at the interpreter's end: later, its own callback finds no modules."""
+    if (left := pool()) is not None:
+        left.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

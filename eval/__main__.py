@@ -6,6 +6,7 @@
     python -m eval judge NAME ANSWERS --data DIR --url URL --out reviews
     python -m eval compare A.json B.json
     python -m eval seeds A.json B.json C.json
+    python -m eval report A.json B.json --out report.html
 
 Each prints a table and exits with 0; a wrong input gives one line and exit code 2.
 """
@@ -19,7 +20,14 @@ from collections.abc import Sequence
 from data.commands import Parser, print_error
 from data.errors import DataError
 from eval import benchmark as registry
-from eval import judge_command, prepare_command, run_command, score_command, seeds_command
+from eval import (
+    judge_command,
+    prepare_command,
+    report_command,
+    run_command,
+    score_command,
+    seeds_command,
+)
 from eval.errors import EvalError
 from mma.errors import AdapterError
 from models.errors import ModelError
@@ -51,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     score_command.add_compare(commands.add_parser("compare", help="paired comparison of two result files"))
     judge_command.add_arguments(commands.add_parser("judge", help="have a judge grade answers"))
     seeds_command.add_arguments(commands.add_parser("seeds", help="mean and deviation over several seeds"))
+    report_command.add_arguments(commands.add_parser("report", help="one HTML page of results"))
     return parser
 
 

@@ -24,10 +24,12 @@ from data.mini.generate import STAMP, generate
 from data.picture_workers import Pictures
 from data.pictures import picture_loader, slot_counter
 from data.prompts import render
-from data.scienceqa import Problem, load_problems, load_split
+from data.scienceqa import Problem, load_split
 from data.template import make_template
+from eval.benchmark import find
 from eval.choice import choose
 from eval.report import Report, write_report
+from eval.report_parts import Part
 from eval.results import Result, write_result
 from eval.runner import Asker
 from eval.task import Settings, evaluate
@@ -127,7 +129,10 @@ def main(folder: Path, problems: int = 3000, overrides: Sequence[str] = ()) -> i
             raise RuntimeError("the base is not what it was before the adapter")
     shown = {name: results[name] for name in ("tuned", "blind", "base")}
     routes = system.model.adapters.routes()
-    report = Report(shown, load_problems(root), root, routes, run / "loss.png", "Demo on the mini world")
+    benchmark = find("scienceqa")
+    questions = {question.id: question for question in benchmark.load(root, "test", folder)}
+    part = Part(benchmark, "test", shown, questions)
+    report = Report([part], routes, run / "loss.png", "Demo on the mini world")
     write_report(folder / "report.html", report)
     tensors = system.model.adapters.trainable_parameters().values()
     summary = {
