@@ -45,6 +45,14 @@ class Question:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+def texts_of_options(question: Question) -> tuple[str, ...]:
+    """What the options say, where they are known by letters; nothing where there are none."""
+    choices = question.facts.get("choices")
+    if isinstance(choices, Mapping):
+        return tuple(str(choices[letter]) for letter in question.options)
+    return tuple(map(str, choices or ()))
+
+
 @dataclass(frozen=True)
 class Needed:
     """A file or folder that a split needs, and where it is published.
@@ -124,6 +132,7 @@ class Benchmark:
         published: Scores of others.
         sample: What the model is shown for a question.
         chosen: Whether the published way to answer is the likeliest option, not a text.
+        headline: The score that stands for the whole, where that is not the first.
     """
 
     name: str
@@ -142,6 +151,7 @@ class Benchmark:
     published: tuple[Published, ...] = ()
     sample: Callable[[Question, Prompting], Sample] = sample_of
     chosen: bool = False
+    headline: str | None = None
 
 
 def names() -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from eval.results import Prediction, Result
 from eval.scores import Score, Scores
 
 COLOURS = 6  # the style sheet has so many
-HEADLINES = {"scienceqa": "Avg"}  # its table keeps the order of the papers, which end in the headline
 
 RIGHT, WRONG, PARTLY, UNPARSABLE, UNSCORED, ABSENT = "rwpun-"
 """What became of an answer, in a letter each; the page's filters read them."""
@@ -78,7 +77,7 @@ class Part:
     @property
     def headline(self) -> str | None:
         """The score that stands for the whole; None where nothing is scored."""
-        usual = HEADLINES.get(self.benchmark.name)
+        usual = self.benchmark.headline
         return usual if usual in self.names else next(iter(self.names), None)
 
 

@@ -83,6 +83,12 @@ def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
         "both, side by side (default: %(default)s)",
     )
     parser.add_argument(
+        "--options",
+        choices=("letters", "texts"),
+        default="letters",
+        help="what a choice compares: the letters of options, or what the options say (default: letters)",
+    )
+    parser.add_argument(
         "--by-length", action="store_true", help="divide an option's likelihood by its number of tokens"
     )
     parser.add_argument("--blind", action="store_true", help="show noise in place of every picture")

@@ -24,7 +24,7 @@ from data.pictures import check_pictures, picture_loader, slot_counter
 from data.sample import Sample
 from data.template import make_template
 from eval import benchmark as registry
-from eval.benchmark import Benchmark, Question
+from eval.benchmark import Benchmark, Question, texts_of_options
 from eval.choice import choosing
 from eval.columns import Column, Opened, adapter_folder, open_columns, prompting_of
 from eval.errors import EvalError
@@ -44,6 +44,7 @@ class Settings:
     benchmark: str = "scienceqa"
     split: str | None = None  # None: the benchmark's first
     decode: Literal["choice", "generate", "both"] = "choice"
+    options: Literal["letters", "texts"] = "letters"  # what is compared
     by_length: bool = False  # likelihoods of options are divided by their tokens
     blind: bool = False  # every picture replaced by noise
     no_adapter: bool = False  # only the untouched base
@@ -179,7 +180,7 @@ def _ask(
 ) -> None:
     """Asks some columns what they have not answered yet, in one pass."""
     wanted = [
-        (column, benchmark.sample(question, column.prompting))
+        (column, _sample(settings, benchmark, question, column))
         for question in questions
         for column in columns
         if (_label(settings, column, decode), question.id) not in part.done
@@ -198,6 +199,12 @@ def _ask(
             for index, prediction in asked.coming:
                 column, sample = own[index]
                 part.add(Line(_label(settings, column, decode), sample.id, prediction, sample.id in cut))
+
+
+def _sample(settings: Settings, benchmark: Benchmark, question: Question, column: Column) -> Sample:
+    sample = benchmark.sample(question, column.prompting)
+    texts = texts_of_options(question) if settings.options == "texts" else ()
+    return replace(sample, options=texts) if texts else sample
 
 
 def _chosen(decode: Decode, sample: Sample) -> bool:

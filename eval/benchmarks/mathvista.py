@@ -50,7 +50,7 @@ def _question(pid: str, row: Row, folder: Path) -> Question:
         (folder / row.text("image"),),
         letters if problem.question_type == MULTI_CHOICE else (),
         row.text("answer"),
-        {"row": dict(row.values), "keys": _keys(row)},
+        {"row": dict(row.values), "keys": _keys(row), "choices": problem.choices},
     )
 
 

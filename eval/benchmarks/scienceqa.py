@@ -138,4 +138,5 @@ BENCHMARK = Benchmark(
     ),
     sample=sample,
     chosen=True,
+    headline="Avg",
 )

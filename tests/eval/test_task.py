@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.pictures import picture_loader
+from data.prompts import render
+from data.scienceqa import load_split
 from eval import columns
 from eval.__main__ import main
 from eval.benchmark import Prompting
+from eval.choice import choose
 from eval.columns import adapter_folder, base_of, prompting_of
 from eval.errors import EvalError
 from eval.results import read_result
 from eval.run_command import BASE
 from eval.task import Settings, evaluate
 from models.build import BaseSettings, System
-from tests.eval.tiny import tiny_system
+from tests.eval.tiny import asker, tiny_system
 
 KNOWN = ("text", "image")
 
@@ -102,6 +106,21 @@ def test_without_adapter_it_is_the_base(run: Path, root: Path, tmp_path: Path) -
     assert all(
         tuned.predictions[pid].likelihoods != made.likelihoods for pid, made in base.predictions.items()
     )
+
+
+def test_the_texts_of_options_can_be_compared(run: Path, root: Path, tmp_path: Path) -> None:
+    assert evaluated(run, root, tmp_path / "texts", "--options", "texts") == 0
+    found = read_result(tmp_path / "texts").predictions
+    system = tiny_system()
+    problems = load_split(root, "test")
+    samples = [render(problem, "QCM-A", problem.picture(root)) for problem in problems]
+    texts = [
+        replace(sample, options=problem.choices) for sample, problem in zip(samples, problems, strict=True)
+    ]
+    wanted = choose(asker(system, picture_loader(system.preprocess)), texts).predictions
+    for pid, made in found.items():
+        assert made.likelihoods == pytest.approx(wanted[pid].likelihoods, abs=2e-4)
+        assert made.option == wanted[pid].option
 
 
 def test_generated_answers_keep_their_text(
