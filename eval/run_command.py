@@ -109,19 +109,36 @@ def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Asks a model every question of a split, writes the result files, prints the scores."""
-    from eval.task import ask, assemble, load_questions, texts_of  # noqa: PLC0415
-
     settings = settings_of(options)
     several = len(settings.adapters) + settings.with_base > 1 or len(settings.decodes) > 1
-    parts = options.out.with_name(options.out.name + ".parts")
     check_writable(options.out / "x" if several else options.out)
+    parts = options.out.with_name(options.out.name + ".parts")
+    try:
+        _ask(options, settings, parts)
+        if options.shard is None:
+            _write(options, settings, parts, several)
+    except BaseException:
+        # Answers are kept for the next run; without any, nothing is left behind.
+        if options.shard is None and not any(file.read_bytes().count(b"\n") > 1 for file in _files(parts)):
+            shutil.rmtree(parts, ignore_errors=True)
+        raise
+
+
+def _ask(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
+    from eval.task import ask  # noqa: PLC0415
+
     if options.shard is not None:
         ask(settings, parts, options.shard)
-        return
-    if options.processes > 1:
+    elif options.processes > 1:
         share(options, parts)
     else:
         ask(settings, parts)
+
+
+def _write(options: argparse.Namespace, settings: Settings, parts: Path, several: bool) -> None:
+    """The results of all columns, once all answers are there."""
+    from eval.task import assemble, load_questions, texts_of  # noqa: PLC0415
+
     results = assemble(settings, parts)
     benchmark, questions = load_questions(settings, parts)
     hidden = all(question.gold is None for question in questions)
@@ -135,6 +152,11 @@ def run(options: argparse.Namespace) -> None:
             benchmark.write(answers, questions, texts_of(result, questions))
             print(f"wrote {answers}, the answers in the official format")
     shutil.rmtree(parts)
+
+
+def _files(parts: Path) -> list[Path]:
+    """What the processes have written so far."""
+    return sorted(parts.glob("part-*.jsonl"))
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -175,8 +197,8 @@ def _wait(children: list[subprocess.Popen[bytes]], parts: Path) -> None:
             if any(child.returncode for child in children):
                 return
             time.sleep(POLL)
-            files = parts.glob("part-*.jsonl")
-            bar.update(sum(max(0, path.read_bytes().count(b"\n") - 1) for path in files) - bar.n)
+            lines = sum(max(0, file.read_bytes().count(b"\n") - 1) for file in _files(parts))
+            bar.update(lines - bar.n)
 
 
 def _cards() -> list[str]:

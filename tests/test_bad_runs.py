@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -336,6 +337,10 @@ def test_a_full_disk_keeps_the_old_result(
         error == f"error: {out}: cannot be written: No space left on device; make room or name another file\n"
     )
     assert out.read_text() == "old"
+    # The answers are kept: asking is what takes hours.
+    parts = out.with_name("out.json.parts")
+    assert [path.name for path in parts.iterdir()] == ["part-0-of-1.jsonl"]
+    shutil.rmtree(parts)
     assert data_main(["mini", str(world.root / "mini"), "--problems", "180"]) == 2
     assert "mini cannot be written (No space left on device): make room" in capsys.readouterr().err
     assert world.files() == before

@@ -99,8 +99,25 @@ def test_a_killed_evaluation_goes_on(
     assert answers(out) == answers(whole)
 
 
-def stopped(part: Part, line: Any) -> None:
-    raise KeyboardInterrupt
+def stopped_after(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every evaluation stop behind so many answers."""
+    add, made = Part.add, []
+
+    def stop(part: Part, line: Any) -> None:
+        if len(made) == answers:
+            raise KeyboardInterrupt
+        made.append(add(part, line))
+
+    monkeypatch.setattr(Part, "add", stop)
+
+
+def test_without_an_answer_nothing_is_left_behind(
+    root: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_after(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(root, tmp_path / "out.json", "--adapter", adapters[0]))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_answers_to_something_else_are_not_taken(
@@ -112,7 +129,7 @@ def test_answers_to_something_else_are_not_taken(
 ) -> None:
     out = tmp_path / "out.json"
     with monkeypatch.context() as patched:
-        patched.setattr(Part, "add", stopped)
+        stopped_after(1, patched)
         with pytest.raises(KeyboardInterrupt):
             main(arguments(root, out, "--adapter", adapters[0]))
     for rest, message in (
@@ -127,7 +144,7 @@ def test_answers_to_something_else_are_not_taken(
     part = tmp_path / "out.json.parts" / "part-0-of-1.jsonl"
     part.write_text(part.read_text() + "nonsense\n")
     assert main(arguments(root, out, "--adapter", adapters[0])) == 2
-    assert "part-0-of-1.jsonl: line 2 is damaged; remove the file" in capsys.readouterr().err
+    assert "part-0-of-1.jsonl: line 3 is damaged; remove the file" in capsys.readouterr().err
     part.write_text(part.read_text().replace("nonsense", '{"text": "x"}'))
     assert main(arguments(root, out, "--adapter", adapters[0])) == 2
     assert "holds a line that is no answer" in capsys.readouterr().err
