@@ -133,6 +133,7 @@ class Benchmark:
         sample: What the model is shown for a question.
         chosen: Whether the published way to answer is the likeliest option, not a text.
         headline: The score that stands for the whole, where that is not the first.
+        open_splits: Whether the data may have other splits than those named.
     """
 
     name: str
@@ -152,6 +153,13 @@ class Benchmark:
     sample: Callable[[Question, Prompting], Sample] = sample_of
     chosen: bool = False
     headline: str | None = None
+    open_splits: bool = False
+
+    def known(self, split: str) -> str:
+        """The split, which must be one of the benchmark's."""
+        if split not in self.splits and not self.open_splits:
+            raise EvalError(f"there is no split {split!r}; {self.name} has {', '.join(self.splits)}")
+        return split
 
 
 def names() -> tuple[str, ...]:

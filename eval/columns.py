@@ -134,8 +134,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         own = path.resolve()
         name = own.parent.name if own.name == "adapter" else own.name
-        count = 1 + sum(name == other or other.startswith(f"{name}-") for other in [*found, BASE])
-        found.append(name if name not in [*found, BASE] else f"{name}-{count}")
+        unique, count = name, 2
+        while unique in (*found, BASE):
+            unique, count = f"{name}-{count}", count + 1
+        found.append(unique)
     return found
 
 

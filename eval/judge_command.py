@@ -71,9 +71,12 @@ def run(options: argparse.Namespace) -> None:
     for path in (options.out / "x" if several else options.out, options.json):
         if path is not None:
             check_writable(path)
-    setting = Setting(options.runs, options.swapped)
+    setting, split = (
+        Setting(options.runs, options.swapped),
+        benchmark.known(options.split or benchmark.splits[0]),
+    )
     with tempfile.TemporaryDirectory() as unpacked:
-        questions = benchmark.load(options.data, options.split or benchmark.splits[0], Path(unpacked))
+        questions = benchmark.load(options.data, split, Path(unpacked))
         answers = answers_of(benchmark, options.answers, questions)
         judge = _judge(options, half.judge)
         if options.dry_run:
@@ -107,9 +110,9 @@ def _own_model(path: Path) -> Callable[[list[str]], Sequence[str]]:
     from data.pictures import picture_loader, slot_counter  # noqa: PLC0415
     from data.sample import Sample  # noqa: PLC0415
     from data.template import make_template  # noqa: PLC0415
+    from eval.asking import device_of  # noqa: PLC0415
     from eval.columns import open_columns  # noqa: PLC0415
     from eval.runner import Asker, answer  # noqa: PLC0415
-    from eval.task import device_of  # noqa: PLC0415
 
     opened = open_columns([path], {}, device_of("auto"))
     system = opened.system

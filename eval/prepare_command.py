@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import DataError
-from data.pictures import check_pictures
 from eval import benchmark as registry
 from eval.benchmark import Benchmark, Needed
 from eval.errors import EvalError
+from eval.unreadable import unreadable
+
+MOST = 20  # faulty pictures that are named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,26 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints a line for each split; raises EvalError where one that was begun is not complete."""
+    """Prints a line for each split; raises EvalError where none is complete, or one is broken."""
     benchmark = registry.find(options.name)
     if not options.data.is_dir():
         raise EvalError(f"{options.data}: is no folder; name the one with the official files")
-    splits = benchmark.splits if options.split is None else (options.split,)
-    if options.split is not None and options.split not in benchmark.splits:
-        raise EvalError(
-            f"there is no split {options.split!r}; {benchmark.name} has {', '.join(benchmark.splits)}"
-        )
-    complete = False
+    splits = benchmark.splits if options.split is None else (benchmark.known(options.split),)
+    complete = broken = False
     for split in splits:
         found = list(faults_of(benchmark, options.data, split))
         complete = complete or not found
+        broken = broken or any("is missing; it is published" not in fault for fault in found)
         found += [
             f"{needed.path} is missing, which only judging needs; it is published at {needed.source}"
             for needed in _absent(benchmark, options.data, split)
             if needed.judging
         ]
         print("\n  ".join([f"{benchmark.name}, {split}:{'' if found else ' complete'}", *found]))
-    if not complete:
+    if broken or not complete:
         raise EvalError(f"{options.data}: {' and '.join(splits)} cannot be asked as they are, see above")
 
 
@@ -59,10 +58,13 @@ def faults_of(benchmark: Benchmark, data: Path, split: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as unpacked:
         try:
             questions = benchmark.load(data, split, Path(unpacked))
-            check_pictures(dict.fromkeys(image for question in questions for image in question.images))
         except (EvalError, DataError) as error:
             yield " ".join(str(error).split())
             return
+        bad = unreadable(image for question in questions for image in question.images)
+        yield from (" ".join(fault.split()) for fault in list(bad.values())[:MOST])
+        if len(bad) > MOST:
+            yield f"and {len(bad) - MOST} more pictures that cannot be decoded"
     wanted = benchmark.sizes.get(split)
     if wanted is not None and len(questions) != wanted:
         yield f"{len(questions):,} questions, the official set has {wanted:,}"

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from eval.results import check_writable, write_result
 from mma.cli.base_options import NUMBERS, OPTIONS
 
 if TYPE_CHECKING:  # what needs no model should not wait for its libraries
-    from eval.task import Settings
+    from eval.settings import Settings
 
 BASE = {"decoder": "folder of the decoder", **OPTIONS}
 PROJECT = Path(__file__).parents[1]
@@ -103,6 +104,12 @@ def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
         default="error",
         help="what to do with a question that the decoder cannot hold (default: error)",
     )
+    parser.add_argument(
+        "--unreadable",
+        choices=("error", "grey"),
+        default="error",
+        help="what to do with a picture that cannot be decoded: stop, or show grey instead (default: error)",
+    )
     _add_number(parser, "--beams", 1, "beams of the search for a written answer; 1 is greedy")
     _add_number(parser, "--max-new-tokens", None, f"longest answer (default: {benchmark.max_new_tokens})")
 
@@ -125,7 +132,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _ask(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
-    from eval.task import ask  # noqa: PLC0415
+    from eval.asking import ask  # noqa: PLC0415
 
     if options.shard is not None:
         ask(settings, parts, options.shard)
@@ -137,13 +144,13 @@ def _ask(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
 
 def _write(options: argparse.Namespace, settings: Settings, parts: Path, several: bool) -> None:
     """The results of all columns, once all answers are there."""
-    from eval.task import assemble, load_questions, texts_of  # noqa: PLC0415
+    from eval.settings import load_questions  # noqa: PLC0415
+    from eval.task import assemble, texts_of  # noqa: PLC0415
 
     results = assemble(settings, parts)
     benchmark, questions = load_questions(settings, parts)
     hidden = all(question.gold is None for question in questions)
-    for label, result in results.items():
-        path = options.out / (re.sub(r"[^\w.-]+", "-", label) + ".json") if several else options.out
+    for path, (label, result) in zip(_paths(options.out, results, several), results.items(), strict=True):
         write_result(path, result)
         print(f"{label}\n{result.scores.table()}" if several else result.scores.table())
         print(f"wrote {path}")
@@ -154,6 +161,20 @@ def _write(options: argparse.Namespace, settings: Settings, parts: Path, several
     shutil.rmtree(parts)
 
 
+def _paths(out: Path, labels: Iterable[str], several: bool) -> list[Path]:
+    """A file for each column; two whose names look alike as files get numbers."""
+    if not several:
+        return [out]
+    found: list[Path] = []
+    for label in labels:
+        name = re.sub(r"[^\w.-]+", "-", label)
+        path, count = out / f"{name}.json", 2
+        while path in found:
+            path, count = out / f"{name}-{count}.json", count + 1
+        found.append(path)
+    return found
+
+
 def _files(parts: Path) -> list[Path]:
     """What the processes have written so far."""
     return sorted(parts.glob("part-*.jsonl"))
@@ -161,7 +182,7 @@ def _files(parts: Path) -> list[Path]:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """What the command line asks for."""
-    from eval.task import Settings  # noqa: PLC0415
+    from eval.settings import Settings  # noqa: PLC0415
 
     given = vars(options)
     base = {name: given[f"base.{name}"] for name in BASE if given[f"base.{name}"] is not None}
@@ -192,13 +213,18 @@ def share(options: argparse.Namespace, parts: Path) -> None:
 
 def _wait(children: list[subprocess.Popen[bytes]], parts: Path) -> None:
     """Shows how many answers there are until all have ended, or one has failed."""
+    read: dict[Path, int] = {}  # bytes of each file
     with tqdm(unit="answer", delay=2, leave=False) as bar:
         while any(child.poll() is None for child in children):
             if any(child.returncode for child in children):
                 return
             time.sleep(POLL)
-            lines = sum(max(0, file.read_bytes().count(b"\n") - 1) for file in _files(parts))
-            bar.update(lines - bar.n)
+            for path in _files(parts):
+                with path.open("rb") as file:
+                    file.seek(read.get(path, 0))
+                    new = file.read()
+                bar.update(new.count(b"\n") - (path not in read and b"\n" in new))  # the first is no answer
+                read[path] = read.get(path, 0) + len(new)
 
 
 def _cards() -> list[str]:

@@ -68,7 +68,7 @@ def _named(words: list[str]) -> tuple[str, Path]:
 
 
 def _by_benchmark(benchmark: Benchmark, path: Path, data: Path, split: str | None) -> Scored:
-    split = split or benchmark.splits[0]
+    split = benchmark.known(split or benchmark.splits[0])
     with tempfile.TemporaryDirectory() as unpacked:
         questions = benchmark.load(data, split, Path(unpacked))
         half = judged(benchmark.name)

@@ -46,7 +46,8 @@ class Part:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             begun = _whole_lines(path)
-            self._file: TextIO = path.open("w" if not begun else "a", encoding="utf-8")
+            # What a model writes need not be valid text; half of a pair becomes a question mark.
+            self._file: TextIO = path.open("a" if begun else "w", encoding="utf-8", errors="replace")
             if not begun:
                 self._write(self.head)
         except OSError as error:

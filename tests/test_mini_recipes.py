@@ -8,7 +8,8 @@ import pytest
 
 import train
 from data.mini.generate import generate
-from eval.task import Settings, evaluate
+from eval.settings import Settings
+from eval.task import evaluate
 from finetune.recipe import read_stages
 
 ROOT = Path(__file__).parents[1]

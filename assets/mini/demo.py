@@ -32,7 +32,8 @@ from eval.report import Report, write_report
 from eval.report_parts import Part
 from eval.results import Result, write_result
 from eval.runner import Asker
-from eval.task import Settings, evaluate
+from eval.settings import Settings
+from eval.task import evaluate
 from models.build import System, current_digests, load
 
 RECIPE = "recipes/mini-world.yaml"

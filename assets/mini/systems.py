@@ -21,7 +21,8 @@ import train
 from data.commands import print_error
 from data.mini.generate import generate
 from eval.scores import Scores
-from eval.task import Settings, evaluate
+from eval.settings import Settings
+from eval.task import evaluate
 from finetune.recipe import read_stages
 from models.build import load
 

@@ -139,4 +139,5 @@ BENCHMARK = Benchmark(
     sample=sample,
     chosen=True,
     headline="Avg",
+    open_splits=True,
 )

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eval import asking, runner
 from eval.__main__ import main
+from eval.columns import _names
+from eval.run_command import _paths
 from eval.stream import Part
 
 PROJECT = Path(__file__).parents[2]
@@ -202,3 +205,61 @@ def test_a_process_that_fails_is_told_and_answers_are_kept(
     error = capfd.readouterr().err
     assert "is not a picture in a known format" in error
     assert "one of the processes has failed, see above" in error
+
+
+def test_noise_does_not_depend_on_who_asks_which(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    rest = ("--adapter", adapters[0], "--blind")
+    assert main(arguments(root, tmp_path / "whole.json", *rest)) == 0
+    for share in ("0/3", "1/3", "2/3"):
+        assert main(arguments(root, tmp_path / "out.json", *rest, "--shard", share)) == 0
+    assert main(arguments(root, tmp_path / "out.json", *rest)) == 0
+    assert answers(tmp_path / "out.json") == answers(tmp_path / "whole.json")
+
+
+def test_adapters_get_names_that_no_other_has() -> None:
+    assert _names([Path("/x/a-2"), Path("/x/a"), Path("/y/a"), Path("/x/base")]) == [
+        "a-2", "a", "a-3", "base-2",
+    ]  # fmt: skip
+
+
+def test_files_of_columns_do_not_overwrite_each_other() -> None:
+    found = _paths(Path("out"), ["my run", "my-run", "b, choice"], several=True)
+    assert [path.name for path in found] == ["my-run.json", "my-run-2.json", "b-choice.json"]
+
+
+def test_a_picture_that_cannot_be_decoded_may_be_grey(
+    root: Path, adapters: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "images" / "test" / "2" / "image.png").write_bytes(b"broken")
+    words = arguments(root, tmp_path / "out.json", "--adapter", adapters[0])
+    assert main(words) == 2
+    assert "--unreadable grey shows grey instead" in capsys.readouterr().err
+    assert main([*words, "--unreadable", "grey"]) == 0
+    checks = answers(tmp_path / "out.json")["checks"]
+    assert checks["unreadable_pictures"] == 1
+    assert checks["leaks"]["in_training"] is None and checks["leaks"]["why_unknown"]
+
+
+def test_half_a_character_is_written(
+    root: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(*_: Any) -> Iterator[tuple[int, str]]:
+        yield from ((index, "x\ud83d") for index in range(8))
+
+    monkeypatch.setattr(runner, "answer_all", written)
+    assert main(arguments(root, tmp_path / "out.json", "--adapter", adapters[0], *GENERATE)) == 0
+    assert answers(tmp_path / "out.json")["predictions"]["1"]["text"] == "x?"
+
+
+def test_a_large_set_is_asked_in_slices(
+    root: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = ("--adapter", *adapters, "--with-base", "--decode", "both")
+    assert main(arguments(root, tmp_path / "whole", *rest)) == 0
+    monkeypatch.setattr(asking, "SLICE", 5)
+    assert main(arguments(root, tmp_path / "sliced", *rest)) == 0
+    for path in sorted((tmp_path / "whole").iterdir()):
+        one, other = answers(path)["predictions"], answers(tmp_path / "sliced" / path.name)["predictions"]
+        assert {k: (v["option"], v["text"]) for k, v in one.items()} == {
+            k: (v["option"], v["text"]) for k, v in other.items()
+        }

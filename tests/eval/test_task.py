@@ -20,7 +20,8 @@ from eval.columns import adapter_folder, base_of, prompting_of
 from eval.errors import EvalError
 from eval.results import read_result
 from eval.run_command import BASE
-from eval.task import Settings, evaluate
+from eval.settings import Settings
+from eval.task import evaluate
 from models.build import BaseSettings, System
 from tests.eval.tiny import asker, tiny_system
 
