@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EvalError, DataError, ModelError, AdapterError) as error:
         print_error(error)
         return 2
+    except KeyboardInterrupt:
+        if not run_command.is_child():
+            print("stopped; the answers so far are kept, the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,13 +6,23 @@ Knows no benchmark and opens no picture.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
-from eval.files import Row, read_lines
+from eval.files import ANEW, Row, read_lines
 from eval.results import write_text
+
+
+class Final(str):
+    """An answer from an official prediction file: converted already, and scored as it stands.
+
+    A model's own text is a plain `str`, which the benchmark converts first. Some converters change their
+    own result when they go over it again, so the two must be told apart.
+    """
+
+    __slots__ = ()
 
 
 def check_present(name: str, pictures: Iterable[Path]) -> None:
@@ -39,10 +49,23 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def read_answers(path: Path) -> list[Row]:
     """The lines of an answer file, which must not be empty."""
-    rows = read_lines(path)
-    if not rows:
-        raise EvalError(f"{path}: holds no answers; name the file of a finished run")
+    rows = read_lines(path, ANEW)
+    refuse_none(path, rows)
     return rows
+
+
+def refuse_none(path: Path, answers: Sized) -> None:
+    """Refuse a file without answers."""
+    if not answers:
+        raise EvalError(f"{path}: holds no answers; name the file of a finished run")
+
+
+def llava_texts(path: Path) -> dict[str, str]:
+    """The texts in LLaVA's answer lines, by question."""
+    answers: dict[str, str] = {}
+    for row in read_answers(path):
+        add_answer(answers, row.id("question_id"), row.text("text"), row.where)
+    return answers
 
 
 def add_answer(answers: dict[str, str], key: str, text: str, where: str) -> None:

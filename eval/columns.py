@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mma.errors import AdapterError
 from mma.folder import CONFIG, TENSORS
 from mma.run_folder import adapter_of
 from mma.storage import describe
-from models.build import BaseSettings, System, load
+from models.build import SEEN, BaseSettings, System, load
 
 BASE = "base"
 """The column of the untouched base."""
@@ -87,6 +87,8 @@ def open_columns(
     """
     folders = [adapter_folder(path) for path in paths]
     promptings = [prompting_of(folder, format) for folder in folders]
+    for folder in folders[1:] if with_adapters else ():
+        _check_one_base(folders[0], folder)
     system = load(folders[0], base_of(describe(folders[0]), base), device)
     names = _names(paths) if with_adapters else []
     columns = []
@@ -100,6 +102,26 @@ def open_columns(
         columns.append(Column(BASE, None, promptings[0]))
     system.model.adapters.set_adapter("default")
     return Opened(system, tuple(columns), _bank(system, columns) if len(columns) > 1 else None)
+
+
+def _check_one_base(first: Path, other: Path) -> None:
+    """Refuse adapters that see through the tower differently: the digests of their bases do not tell."""
+    one, two = (_recorded(folder) for folder in (first, other))
+    for name in SEEN:
+        here, there = getattr(one, name), getattr(two, name)
+        if here != there:
+            raise EvalError(
+                f"{other}: was trained with {name} {there}, {first} with {here}; only adapters of one base "
+                "are asked together, so evaluate it by itself"
+            )
+
+
+def _recorded(folder: Path) -> BaseSettings:
+    """What an adapter says of its base; the usual where it says nothing."""
+    recorded = describe(folder).get("base")
+    known = {field.name for field in fields(BaseSettings)}
+    told = recorded if isinstance(recorded, dict) else {}
+    return BaseSettings(**{name: value for name, value in told.items() if name in known})
 
 
 def prompting_of(folder: Path, format: str | None) -> Prompting:

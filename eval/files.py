@@ -17,6 +17,9 @@ from typing import Any
 from eval.errors import EvalError
 
 MISSING = object()
+AGAIN = "fetch the file again"
+ANEW = "write the file anew"
+"""What is to be done about a broken file: one of official data is published, one of answers is the user's own."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Row:
 
     where: str  # e.g. "questions.jsonl: line 3"
     values: Mapping[str, Any]
+    remedy: str = AGAIN
 
     def text(self, name: str, default: str | None = None) -> str:
         """A text; an absent or null one is the default where there is one."""
@@ -34,22 +38,22 @@ class Row:
         """A whole number."""
         value = self._of(name, int, "a whole number", None)
         if isinstance(value, bool):
-            raise EvalError(
-                f"{self.where}: {name} is true or false, not a whole number; fetch the file again"
-            )
+            raise EvalError(f"{self.where}: {name} is true or false, not a whole number; {self.remedy}")
         return int(value)
 
     def texts(self, name: str, default: list[str] | None = None) -> list[str]:
         """A list of texts."""
         value = self._of(name, list, "a list", default)
         if not all(isinstance(item, str) for item in value):
-            raise EvalError(f"{self.where}: {name} is not a list of texts; fetch the file again")
+            raise EvalError(f"{self.where}: {name} is not a list of texts; {self.remedy}")
         return list(value)
 
     def rows(self, name: str) -> list[Row]:
         """A list of objects."""
         value = self._of(name, list, "a list", None)
-        return [row_of(item, f"{self.where}, {name} {place + 1}") for place, item in enumerate(value)]
+        return [
+            row_of(item, f"{self.where}, {name} {place + 1}", self.remedy) for place, item in enumerate(value)
+        ]
 
     def id(self, name: str) -> str:
         """A text or whole number, as text."""
@@ -59,7 +63,7 @@ class Row:
     def any(self, name: str) -> Any:
         """Whatever stands there, null included."""
         if name not in self.values:
-            raise EvalError(f"{self.where}: has no {name!r}; fetch the file again")
+            raise EvalError(f"{self.where}: has no {name!r}; {self.remedy}")
         return self.values[name]
 
     def _of(self, name: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
@@ -67,44 +71,44 @@ class Row:
         if (value is MISSING or value is None) and default is not None:
             return default
         if value is MISSING:
-            raise EvalError(f"{self.where}: has no {name!r}; fetch the file again")
+            raise EvalError(f"{self.where}: has no {name!r}; {self.remedy}")
         if not isinstance(value, kind):
-            raise EvalError(f"{self.where}: {name} is {_shown(value)}, not {what}; fetch the file again")
+            raise EvalError(f"{self.where}: {name} is {_shown(value)}, not {what}; {self.remedy}")
         return value
 
 
-def row_of(value: object, where: str) -> Row:
+def row_of(value: object, where: str, remedy: str = AGAIN) -> Row:
     """A value that must be an object, as a row."""
     if not isinstance(value, dict):
-        raise EvalError(f"{where}: is {_shown(value)}, not an object; fetch the file again")
-    return Row(where, value)
+        raise EvalError(f"{where}: is {_shown(value)}, not an object; {remedy}")
+    return Row(where, value, remedy)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = AGAIN) -> Any:
     """The content of a JSON file."""
-    return _parsed(read_text(path), str(path))
+    return _parsed(read_text(path, remedy=remedy), str(path), remedy)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, remedy: str = AGAIN) -> dict[str, Any]:
     """The content of a JSON file that must hold an object."""
-    return dict(row_of(read_json(path), str(path)).values)
+    return dict(row_of(read_json(path, remedy), str(path), remedy).values)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, remedy: str = AGAIN) -> list[Row]:
     """The objects of a JSON file that holds a list of them."""
-    content = read_json(path)
+    content = read_json(path, remedy)
     if not isinstance(content, list):
-        raise EvalError(f"{path}: holds {_shown(content)} where a list was expected; fetch the file again")
-    return [row_of(item, f"{path}: item {place + 1}") for place, item in enumerate(content)]
+        raise EvalError(f"{path}: holds {_shown(content)} where a list was expected; {remedy}")
+    return [row_of(item, f"{path}: item {place + 1}", remedy) for place, item in enumerate(content)]
 
 
-def read_lines(path: Path) -> list[Row]:
+def read_lines(path: Path, remedy: str = AGAIN) -> list[Row]:
     """The objects of a JSON Lines file; empty lines are passed over."""
     found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path, remedy=remedy).split("\n"), 1):
         if line.strip():
             where = f"{path}: line {number}"
-            found.append(row_of(_parsed(line, where), where))
+            found.append(row_of(_parsed(line, where, remedy), where, remedy))
     return found
 
 
@@ -122,44 +126,45 @@ def read_table(path: Path, delimiter: str) -> list[Row]:
     return found
 
 
-def read_cells(path: Path, delimiter: str) -> list[tuple[str, list[str]]]:
+def read_cells(path: Path, delimiter: str, remedy: str = AGAIN) -> list[tuple[str, list[str]]]:
     """The lines of a CSV or TSV file without a header: (where, cells)."""
     csv.field_size_limit(sys.maxsize)  # a picture may stand in a cell
-    reader = csv.reader(io.StringIO(read_text(path, newline=""), newline=""), delimiter=delimiter)
-    return list(_cells(path, reader))
+    text = read_text(path, newline="", remedy=remedy)
+    return list(_cells(path, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), remedy))
 
 
-def _cells(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
+def _cells(path: Path, reader: Any, remedy: str) -> Iterator[tuple[str, list[str]]]:
     try:
         for cells in reader:
             yield f"{path}: line {reader.line_num}", cells
     except csv.Error as error:
-        raise EvalError(f"{path}: line {reader.line_num}: {error}; fetch the file again") from None
+        raise EvalError(f"{path}: line {reader.line_num}: {error}; {remedy}") from None
 
 
-def read_text(path: Path, newline: str | None = None) -> str:
+def read_text(path: Path, newline: str | None = None, remedy: str = AGAIN) -> str:
     """The text of a file in UTF-8."""
     try:
         with path.open(encoding="utf-8", newline=newline) as file:
             return file.read()
     except FileNotFoundError:
-        raise EvalError(
-            f"{path}: no such file; `python -m eval prepare` says where it is published"
-        ) from None
+        advice = "`python -m eval prepare` says where it is published"
+        if remedy == ANEW:
+            advice = "name a file of answers that there is"
+        raise EvalError(f"{path}: no such file; {advice}") from None
     except UnicodeDecodeError:
-        raise EvalError(f"{path}: is not text in UTF-8; fetch the file again") from None
+        raise EvalError(f"{path}: is not text in UTF-8; {remedy}") from None
     except OSError as error:
         raise EvalError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, where: str, remedy: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise EvalError(f"{where}: broken JSON at {place}: {error.msg}; fetch the file again") from None
+        raise EvalError(f"{where}: broken JSON at {place}: {error.msg}; {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise EvalError(f"{where}: broken JSON: {error}; fetch the file again") from None
+        raise EvalError(f"{where}: broken JSON: {error}; {remedy}") from None
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from eval import benchmark as registry
 from eval.errors import EvalError
@@ -16,6 +17,7 @@ from eval.judge import FunctionJudge, Judge, Prices, RecordedJudge
 from eval.judge_http import Endpoint, HttpJudge
 from eval.judged import Setting, judged
 from eval.results import check_writable
+from eval.run_command import add_base, given_base
 from eval.score_command import answers_of, write_scores
 
 CACHE = Path("cache/judge")
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens, for the estimate"
     )
+    add_base(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what it would take, and ask nothing")
 
 
@@ -98,13 +101,13 @@ def _judge(options: argparse.Namespace, usual: str) -> Judge:
     if options.recorded is not None:
         return RecordedJudge(options.recorded, model)
     if options.adapter is not None:
-        return FunctionJudge(str(options.adapter), _own_model(options.adapter))
+        return FunctionJudge(str(options.adapter), _own_model(options.adapter, given_base(options)))
     prices = None if options.prices is None else Prices(*options.prices)
     endpoint = Endpoint(options.url, model, options.cache, key=options.key_env, prices=prices)
     return HttpJudge(endpoint)
 
 
-def _own_model(path: Path) -> Callable[[list[str]], Sequence[str]]:
+def _own_model(path: Path, base: dict[str, Any]) -> Callable[[list[str]], Sequence[str]]:
     """A function from texts to what an adapter of this project answers."""
     from data.picture_workers import Pictures  # noqa: PLC0415
     from data.pictures import picture_loader, slot_counter  # noqa: PLC0415
@@ -114,7 +117,7 @@ def _own_model(path: Path) -> Callable[[list[str]], Sequence[str]]:
     from eval.columns import open_columns  # noqa: PLC0415
     from eval.runner import Asker, answer  # noqa: PLC0415
 
-    opened = open_columns([path], {}, device_of("auto"))
+    opened = open_columns([path], base, device_of("auto"))
     system = opened.system
     slots_of = slot_counter(system.image_slots, system.model.slots)
     template = make_template(opened.columns[0].prompting.template, system.tokenizer, slots_of)

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         ]
         print("\n  ".join([f"{benchmark.name}, {split}:{'' if found else ' complete'}", *found]))
     if broken or not complete:
-        raise EvalError(f"{options.data}: {' and '.join(splits)} cannot be asked as they are, see above")
+        raise EvalError(f"{options.data}: not the whole official set, see above")
 
 
 def _absent(benchmark: Benchmark, data: Path, split: str) -> list[Needed]:
@@ -52,7 +52,10 @@ def _absent(benchmark: Benchmark, data: Path, split: str) -> list[Needed]:
 def faults_of(benchmark: Benchmark, data: Path, split: str) -> Iterator[str]:
     """Everything that is missing or broken, one line each."""
     absent = [needed for needed in _absent(benchmark, data, split) if not needed.judging]
-    yield from (f"{needed.path} is missing; it is published at {needed.source}" for needed in absent)
+    yield from (f"{needed.path} is missing; it is published at {needed.source}" for needed in absent[:MOST])
+    if len(absent) > MOST:
+        last = absent[-1]
+        yield f"and {len(absent) - MOST} more; {last.path} is missing; it is published at {last.source}"
     if absent:
         return
     with tempfile.TemporaryDirectory() as unpacked:

@@ -15,13 +15,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from eval.benchmark import Benchmark
 from eval.errors import EvalError
 from eval.results import check_writable, write_result
+from eval.stream import answers_in
 from mma.cli.base_options import NUMBERS, OPTIONS
 
 if TYPE_CHECKING:  # what needs no model should not wait for its libraries
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # what needs no model should not wait for its libraries
 
 BASE = {"decoder": "folder of the decoder", **OPTIONS}
 PROJECT = Path(__file__).parents[1]
+PARENT = "MMA_EVALUATION_PARENT"  # process that started this one, in its environment
 POLL = 0.5  # seconds between two looks at what other processes have written
 
 
@@ -68,10 +71,21 @@ def add_arguments(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None
     )
     parser.add_argument("--shard", type=_shard, metavar="I/N", help="ask only every N-th question, from I on")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_base(parser)
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """The options that say where the base lies."""
     base = parser.add_argument_group("base", "where the base lies, if not where the adapter folder says")
     for name, meaning in BASE.items():
         kind = int if name in NUMBERS else str
         base.add_argument(f"--base.{name}", type=kind, metavar="VALUE", help=meaning)
+
+
+def given_base(options: argparse.Namespace) -> dict[str, Any]:
+    """What was said of the base."""
+    given = vars(options)
+    return {name: given[f"base.{name}"] for name in BASE if given[f"base.{name}"] is not None}
 
 
 def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
@@ -116,6 +130,7 @@ def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Asks a model every question of a split, writes the result files, prints the scores."""
+    _check(options)
     settings = settings_of(options)
     several = len(settings.adapters) + settings.with_base > 1 or len(settings.decodes) > 1
     check_writable(options.out / "x" if several else options.out)
@@ -126,18 +141,32 @@ def run(options: argparse.Namespace) -> None:
             _write(options, settings, parts, several)
     except BaseException:
         # Answers are kept for the next run; without any, nothing is left behind.
-        if options.shard is None and not any(file.read_bytes().count(b"\n") > 1 for file in _files(parts)):
+        if options.shard is None and not answers_in(parts):
             shutil.rmtree(parts, ignore_errors=True)
         raise
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse settings that say nothing together."""
+    if options.processes < 1:
+        raise EvalError(f"--processes is {options.processes}; it must be at least 1")
+    if options.processes > 1 and options.shard is not None and not is_child():
+        raise EvalError("--processes shares the questions itself; leave --shard out")
+    if options.beams > 1 and options.decode == "choice":
+        raise EvalError("--beams is for answers that are written; take --decode generate or both")
 
 
 def _ask(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
     from eval.asking import ask  # noqa: PLC0415
 
     if options.shard is not None:
+        if is_child():
+            Thread(target=_end_with_parent, daemon=True).start()
         ask(settings, parts, options.shard)
+        if not is_child():
+            print(f"{answers_in(parts)} answers in {parts}; the command without --shard scores all of them")
     elif options.processes > 1:
-        share(options, parts)
+        share(options, settings, parts)
     else:
         ask(settings, parts)
 
@@ -175,34 +204,35 @@ def _paths(out: Path, labels: Iterable[str], several: bool) -> list[Path]:
     return found
 
 
-def _files(parts: Path) -> list[Path]:
-    """What the processes have written so far."""
-    return sorted(parts.glob("part-*.jsonl"))
-
-
 def settings_of(options: argparse.Namespace) -> Settings:
     """What the command line asks for."""
     from eval.settings import Settings  # noqa: PLC0415
 
     given = vars(options)
-    base = {name: given[f"base.{name}"] for name in BASE if given[f"base.{name}"] is not None}
     names = {field.name for field in fields(Settings)} - {"base", "adapters"}
-    return Settings(adapters=tuple(options.adapters), base=base, **{name: given[name] for name in names})
+    return Settings(
+        adapters=tuple(options.adapters), base=given_base(options), **{name: given[name] for name in names}
+    )
 
 
-def share(options: argparse.Namespace, parts: Path) -> None:
+def share(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
     """Runs the command in several processes, each with its share of the questions."""
+    from eval.settings import load_questions  # noqa: PLC0415
+
+    _, questions = load_questions(settings, parts)  # here too, so that what is wrong is told once
+    columns = 1 if settings.no_adapter else len(settings.adapters) + settings.with_base
     count = options.processes
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), environment.get("PYTHONPATH", "")])
+    environment |= {PARENT: str(os.getpid()), "TQDM_DISABLE": "1"}
     cards, children = _cards(), []
     try:
         for index in range(count):
             own = environment | ({"CUDA_VISIBLE_DEVICES": cards[index % len(cards)]} if cards else {})
             command = [sys.executable, "-m", "eval", *options.arguments, "--shard", f"{index}/{count}"]
             children.append(subprocess.Popen(command, env=own))
-        _wait(children, parts)
+        _wait(children, parts, len(questions) * columns * len(settings.decodes))
     finally:
         for child in children:
             child.kill()
@@ -211,15 +241,27 @@ def share(options: argparse.Namespace, parts: Path) -> None:
         raise EvalError("one of the processes has failed, see above; the answers of the others are kept")
 
 
-def _wait(children: list[subprocess.Popen[bytes]], parts: Path) -> None:
+def is_child() -> bool:
+    """Whether another evaluation started this one."""
+    return PARENT in os.environ
+
+
+def _end_with_parent() -> None:
+    """Without this a process would ask on when the one that started it was killed."""
+    while os.getppid() == int(os.environ[PARENT]):
+        time.sleep(POLL)
+    os._exit(1)
+
+
+def _wait(children: list[subprocess.Popen[bytes]], parts: Path, answers: int) -> None:
     """Shows how many answers there are until all have ended, or one has failed."""
     read: dict[Path, int] = {}  # bytes of each file
-    with tqdm(unit="answer", delay=2, leave=False) as bar:
+    with tqdm(total=answers, unit="answer", delay=2, leave=False) as bar:
         while any(child.poll() is None for child in children):
             if any(child.returncode for child in children):
                 return
             time.sleep(POLL)
-            for path in _files(parts):
+            for path in sorted(parts.glob("part-*.jsonl")):
                 with path.open("rb") as file:
                     file.seek(read.get(path, 0))
                     new = file.read()

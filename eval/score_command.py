@@ -15,7 +15,7 @@ from eval.benchmark import Benchmark, Question
 from eval.compare import compare
 from eval.errors import EvalError
 from eval.judged import judged
-from eval.results import FORMAT, Prediction, check_writable, read_predictions, read_result, write_text
+from eval.results import FORMAT, Prediction, Result, check_writable, read_predictions, read_result, write_text
 from eval.scienceqa import score
 from eval.scores import Mark, Scored
 
@@ -91,22 +91,28 @@ def _unreviewed(benchmark: Benchmark, path: Path, error: EvalError) -> dict[str,
 
 def answers_of(benchmark: Benchmark, path: Path, questions: list[Question]) -> dict[str, str]:
     """The answers in a result file, or in an official one."""
-    return _of_result(path, questions) if _is_result(path) else benchmark.read(path)
+    if not _is_result(path):
+        return benchmark.read(path)
+    result = read_result(path)
+    asked = result.settings.get("benchmark", benchmark.name)
+    if asked != benchmark.name:
+        raise EvalError(f"{path}: holds answers to {asked}, not to {benchmark.name}; name a result of it")
+    return _of_result(path, result, questions)
 
 
 def _is_result(path: Path) -> bool:
     """Whether a file is one of `python -m eval NAME`."""
-    if path.suffix != ".json" or not path.is_file():
+    if not path.is_file():
         return False
     with path.open("rb") as file:
         return f'"format": "{FORMAT}"'.encode() in file.read(200)
 
 
-def _of_result(path: Path, questions: list[Question]) -> dict[str, str]:
+def _of_result(path: Path, result: Result, questions: list[Question]) -> dict[str, str]:
     """The answers in a result file, as text."""
     options = {question.id: question.options for question in questions}
     answers = {}
-    for key, made in read_result(path).predictions.items():
+    for key, made in result.predictions.items():
         if made.text is not None or made.option is None:
             answers[key] = made.text or ""
         elif key in options and made.option < len(options[key]):
@@ -175,7 +181,9 @@ def run_compare(options: argparse.Namespace) -> None:
         predictions = read_predictions(path)
         if problems is not None:
             predictions = with_gold(path, predictions, problems)
-        elif any(made.gold is None and made.score is None for made in predictions.values()):
+        elif all(
+            made.gold is None and made.score is None and made.text is None for made in predictions.values()
+        ):
             raise EvalError(f"{path}: holds no right answers; name the data set with --data DIR")
         sides.append(predictions)
     print(compare(*sides).table())

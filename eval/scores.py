@@ -95,6 +95,8 @@ class Scores:
         if head is None or head.value is None or not 0 < head.value < 1 or head.count >= SMALL:
             return []
         points = 100 * minimum_detectable(head.value, head.count)
+        if points >= 100:
+            return [f"{head.count} questions are too few to tell systems apart"]
         return [
             f"differences below {points:.0f} points may be chance ({head.count} questions, 80 % power at 5 %)"
         ]

@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> None:
     results = [read_result(path) for path in options.results]
     for path, result in zip(options.results[1:], results[1:], strict=True):
         _check_same(options.results[0], results[0], path, result)
+    if not results[0].scores.categories:
+        raise EvalError(f"{options.results[0]}: holds no scores; name results that are scored")
     print(table(results))
 
 

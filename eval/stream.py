@@ -7,11 +7,12 @@ Every process writes a part of its own. A line that a kill cut short is dropped.
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from eval.errors import EvalError
 from eval.results import Prediction
@@ -42,16 +43,22 @@ class Part:
     def __init__(self, folder: Path, head: Mapping[str, Any], shard: tuple[int, int] = (0, 1)) -> None:
         self.head = json.loads(json.dumps({"format": FORMAT, **head}))
         self.done = {(line.column, line.id) for line in read(folder, self.head)} if folder.is_dir() else set()
-        path = folder / f"part-{shard[0]}-of-{shard[1]}.jsonl"
+        self.path = folder / f"part-{shard[0]}-of-{shard[1]}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            begun = _whole_lines(path)
-            # What a model writes need not be valid text; half of a pair becomes a question mark.
-            self._file: TextIO = path.open("a" if begun else "w", encoding="utf-8", errors="replace")
-            if not begun:
-                self._write(self.head)
+            begun = _whole_lines(self.path)
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise _unwritable(self.path, error) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise EvalError(
+                f"{self.path}: another process is writing answers there; wait for it, or name another --out"
+            ) from None
+        if not begun:
+            self._write(self.head)
 
     def add(self, line: Line) -> None:
         """Writes an answer; it survives a kill from then on."""
@@ -65,11 +72,13 @@ class Part:
         self._file.close()
 
     def _write(self, content: Mapping[str, Any]) -> None:
+        # What a model writes need not be valid text; half of a pair becomes a question mark.
+        left = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         try:
-            self._file.write(json.dumps(content, ensure_ascii=False) + "\n")
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
-            raise _unwritable(Path(self._file.name), error) from None
+            raise _unwritable(self.path, error) from None
 
 
 def read(folder: Path, head: Mapping[str, Any] | None = None) -> list[Line]:
@@ -147,6 +156,11 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def answers_in(folder: Path) -> int:
+    """How many lines of answers the parts of a folder have."""
+    return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in folder.glob("part-*.jsonl"))
 
 
 def _unwritable(path: Path, error: OSError) -> EvalError:

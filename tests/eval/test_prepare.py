@@ -34,7 +34,7 @@ def test_what_is_missing_and_where_it_is_published(pope: Path, capsys: pytest.Ca
         "  coco/coco_pope_popular.json is missing; it is published at "
         "https://github.com/RUCAIBox/POPE at commit e3e39262, output/coco",
     ]
-    assert printed.err.endswith("coco cannot be asked as they are, see above\n")
+    assert printed.err.endswith("not the whole official set, see above\n")
 
 
 def test_a_set_that_is_smaller_than_the_official_one(pope: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from eval.__main__ import main
 from eval.columns import _names
 from eval.run_command import _paths
 from eval.stream import Part
+from mma import MMAConfig
+from models.build import BaseSettings, build_base
 
 PROJECT = Path(__file__).parents[2]
 
@@ -118,8 +122,7 @@ def test_without_an_answer_nothing_is_left_behind(
     root: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_after(0, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        main(arguments(root, tmp_path / "out.json", "--adapter", adapters[0]))
+    assert main(arguments(root, tmp_path / "out.json", "--adapter", adapters[0])) == 130
     assert not list(tmp_path.glob("out*"))
 
 
@@ -133,8 +136,8 @@ def test_answers_to_something_else_are_not_taken(
     out = tmp_path / "out.json"
     with monkeypatch.context() as patched:
         stopped_after(1, patched)
-        with pytest.raises(KeyboardInterrupt):
-            main(arguments(root, out, "--adapter", adapters[0]))
+        assert main(arguments(root, out, "--adapter", adapters[0])) == 130
+    assert capsys.readouterr().err == "stopped; the answers so far are kept, the same command goes on\n"
     for rest, message in (
         (
             ["--adapter", adapters[1]],
@@ -263,3 +266,102 @@ def test_a_large_set_is_asked_in_slices(
         assert {k: (v["option"], v["text"]) for k, v in one.items()} == {
             k: (v["option"], v["text"]) for k, v in other.items()
         }
+
+
+def test_children_end_with_a_parent_that_is_killed(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    parts = tmp_path / "out.json.parts"
+    rest = ("--adapter", adapters[0], "--decode", "generate", "--tokens-per-batch", "1", "--processes", "2")
+    command = [sys.executable, "-m", "eval", *arguments(root, tmp_path / "out.json", *rest)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, cwd=PROJECT, env=environment, start_new_session=True)
+    wait_for(lambda: sum(path.read_bytes().count(b"\n") > 1 for path in parts.glob("part-*")) == 2)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    wait_for(lambda: not _group(running.pid), seconds=20)
+    assert main(arguments(root, tmp_path / "out.json", *rest[:-2])) == 0
+    assert len(answers(tmp_path / "out.json")["predictions"]) == 8
+
+
+def _group(leader: int) -> list[str]:
+    """The living processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(group) == leader and state != "Z":
+            found.append(path.parent.name)
+    return found
+
+
+def test_two_do_not_write_the_same_answers(
+    root: Path, adapters: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = tmp_path / "out.json.parts"
+    parts.mkdir()
+    with (parts / "part-0-of-1.jsonl").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(arguments(root, tmp_path / "out.json", "--adapter", adapters[0])) == 2
+    assert "another process is writing answers there" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_in_the_middle(
+    root: Path,
+    adapters: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = arguments(root, tmp_path / "out.json", "--adapter", adapters[0], *GENERATE)
+    part = tmp_path / "out.json.parts" / "part-0-of-1.jsonl"
+    with monkeypatch.context() as patched:
+        stopped_after(2, patched)
+        assert main(words) == 130
+    capsys.readouterr()
+    limit = part.stat().st_size + 20  # in the middle of the next line
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        assert main(words) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    error = capsys.readouterr().err
+    assert "part-0-of-1.jsonl: cannot be written: File too large; make room" in error
+    assert error.count("\n") == 1
+    assert part.stat().st_size == limit
+    assert main(words) == 0
+
+
+def test_adapters_of_different_bases_are_not_asked_together(
+    root: Path, adapters: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_base(BaseSettings(tower_every=1)).model
+    model.adapters.add_adapter("default", MMAConfig(r=4))
+    model.adapters.save_pretrained(tmp_path / "other", {"format": "QCM-A"})
+    assert main(arguments(root, tmp_path / "out", "--adapter", adapters[0], tmp_path / "other")) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"other: was trained with tower_every 1, .* with \d; only adapters of one base", error)
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (["--processes", "0"], "--processes is 0; it must be at least 1"),
+        (
+            ["--processes", "2", "--shard", "0/2"],
+            "--processes shares the questions itself; leave --shard out",
+        ),
+        (["--beams", "5"], "--beams is for answers that are written"),
+        (["--beams", "0", "--decode", "generate"], "--beams is 0; it must be at least 1"),
+    ],
+)
+def test_settings_that_say_nothing(
+    root: Path,
+    adapters: list[Path],
+    tmp_path: Path,
+    rest: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(arguments(root, tmp_path / "out", "--adapter", adapters[0], *rest)) == 2
+    assert message in capsys.readouterr().err

@@ -39,6 +39,7 @@ def test_mean_and_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ),
         (replace(result(8), digests={"data": "e"}), "b.json: was made on other questions than"),
         (replace(result(8), scores=Scores({}, 0)), "b.json: has other scores than"),
+        (replace(result(8), scores=Scores({}, 0)), "has other scores"),
         (None, "one result says nothing of the deviation"),
     ],
 )
@@ -54,3 +55,10 @@ def test_what_does_not_belong_together(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error)
+
+
+def test_results_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write_result(tmp_path / name, replace(result(8), scores=Scores({}, 0)))
+    assert main(["seeds", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "a: holds no scores; name results that are scored" in capsys.readouterr().err
