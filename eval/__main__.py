@@ -4,7 +4,7 @@
     python -m eval prepare NAME DIR
     python -m eval score [NAME] PREDICTIONS --data DIR
     python -m eval judge NAME ANSWERS --data DIR --url URL --out reviews
-    python -m eval compare A.json B.json
+    python -m eval compare [NAME] A B
     python -m eval seeds A.json B.json C.json
     python -m eval report A.json B.json --out report.html
 
@@ -21,6 +21,7 @@ from data.commands import Parser, print_error
 from data.errors import DataError
 from eval import benchmark as registry
 from eval import (
+    compare_command,
     judge_command,
     prepare_command,
     report_command,
@@ -60,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("prepare", help="check official files for completeness")
     )
     score_command.add_score(commands.add_parser("score", help="score predictions without a model"))
-    score_command.add_compare(commands.add_parser("compare", help="paired comparison of two result files"))
+    compare_command.add_arguments(
+        commands.add_parser("compare", help="paired comparison of two result files")
+    )
     judge_command.add_arguments(commands.add_parser("judge", help="have a judge grade answers"))
     seeds_command.add_arguments(commands.add_parser("seeds", help="mean and deviation over several seeds"))
     report_command.add_arguments(commands.add_parser("report", help="one HTML page of results"))

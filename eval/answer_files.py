@@ -1,4 +1,4 @@
-"""What many benchmarks share beside their rules: LLaVA's answer lines, and the check that pictures are there.
+"""What many benchmarks share beside their rules: LLaVA's answer lines, and checks of answers and pictures.
 
 Knows no benchmark and opens no picture.
 """
@@ -6,10 +6,11 @@ Knows no benchmark and opens no picture.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
+from eval.benchmark import Question
 from eval.errors import EvalError
 from eval.files import ANEW, Row, read_lines
 from eval.results import write_text
@@ -58,6 +59,15 @@ def refuse_none(path: Path, answers: Sized) -> None:
     """Refuse a file without answers."""
     if not answers:
         raise EvalError(f"{path}: holds no answers; name the file of a finished run")
+
+
+def check_own(benchmark: str, questions: Iterable[Question], answers: Mapping[str, object]) -> None:
+    """Refuse answers or reviews of which not one belongs to a question."""
+    if answers and not any(question.id in answers for question in questions):
+        raise EvalError(
+            f"{benchmark}: the file holds answers to another benchmark (the first is to question "
+            f"{next(iter(answers))!r}); name the answers to this one"
+        )
 
 
 def llava_texts(path: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from eval.errors import EvalError
 MISSING = object()
 AGAIN = "fetch the file again"
 ANEW = "write the file anew"
-"""What is to be done about a broken file: one of official data is published, one of answers is the user's own."""
+"""What to do about a broken file: official data is published, a file of answers is the user's own."""
 
 
 @dataclass(frozen=True)

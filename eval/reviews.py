@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from eval.answer_files import add_answer, answer_line, read_answers, write_lines
+from eval.answer_files import answer_line, check_own, refuse_none, write_lines
 from eval.benchmark import Answers, Question
 from eval.errors import EvalError
-from eval.files import Row, read_lines, read_object, row_of
+from eval.files import ANEW, Row, read_lines, read_object, row_of
 from eval.judge import Judge, Request
 from eval.judged import Judged, Review, Reviews, Setting, check_reviews, spread, text_digest
 from eval.scorers.pairs import CHECKER, UNREAD, FloatArray, Pair, Rule, message, relative, summaries
 from eval.scores import Mark, Score, Scored
+
+LLAVA_BENCH = "llava_bench"
+"""The benchmark whose categories begin with its name."""
 
 SWAPPED = "swapped"
 """In the name of a file whose pairs have the answer first."""
@@ -61,6 +64,7 @@ class Comparing:
 
     def requests(self, questions: Sequence[Question], answers: Answers, setting: Setting) -> list[Request]:
         """What the judge is asked: run by run, each in one order or in both."""
+        check_own(self.benchmark, questions, answers)
         return [
             self.ask(question, answers[question.id], swapped, run)
             for run, swapped in _rounds(setting)
@@ -72,6 +76,7 @@ class Comparing:
         self, questions: Sequence[Question], answers: Answers, judge: Judge, setting: Setting
     ) -> dict[str, list[Review]]:
         """Ask the judge, all at once, and read its replies."""
+        check_own(self.benchmark, questions, answers)
         asked = [question for question in questions if question.id in answers]
         replies = iter(judge.ask(self.requests(asked, answers, setting)))
         found: dict[str, list[Review]] = {question.id: [] for question in asked}
@@ -85,8 +90,12 @@ class Comparing:
     def score(self, questions: Sequence[Question], answers: Answers, reviews: Reviews) -> Scored:
         """The official summary over the answers that were reviewed, as the mean over the judge's runs."""
         del answers  # the reviews say all
+        check_own(self.benchmark, questions, reviews)
         asked, _ = check_reviews(self.benchmark, questions, reviews, whole=False)
         given = [[Pair(*review.values) for review in reviews[question.id]] for question in asked]
+        unread = sum(not pair.read for pairs in given for pair in pairs)
+        if unread == sum(map(len, given)):
+            return _ungraded(asked, unread, {question.id: _mark([]) for question in asked})
         runs = _runs(asked, reviews)
         # questions x runs x 2: where both orders were judged, the mean of both
         table = np.array([[np.mean([pairs[place] for place in run], 0) for run in runs] for pairs in given])
@@ -106,7 +115,8 @@ class Comparing:
                 "official": [{name: list(figures) for name, figures in one.items()} for one in printed],
                 "columns": ["relative", *self.columns[1:]],
                 "orders": orders,
-                "unread pairs": sum(not pair.read for pairs in given for pair in pairs),
+                **_warning(unread, sum(map(len, given))),
+                "unread pairs": unread,
                 "relative by run": by_run,
                 "mean and deviation over runs": [mean, deviation],
                 "judges": sorted({review.model for found in reviews.values() for review in found}),
@@ -138,11 +148,20 @@ class Comparing:
         found: dict[str, list[Review]] = {}
         for number, file in enumerate(files):
             seen = set()
-            for row in read_lines(file):
+            rows = read_lines(file, ANEW)
+            refuse_none(file, rows)
+            for row in rows:
                 id_ = row.id("question_id" if "question_id" in row.values else "id")
                 if id_ in seen:
                     raise EvalError(f"{row.where}: question {id_!r} is reviewed twice; keep one of the lines")
                 seen.add(id_)
+                # Ids are small numbers in all three benchmarks; only one has these categories.
+                of_llava_bench = str(row.values.get("category", "")).startswith(LLAVA_BENCH)
+                if "category" in row.values and of_llava_bench != (self.benchmark == LLAVA_BENCH):
+                    raise EvalError(
+                        f"{row.where}: holds answers to another benchmark than {self.benchmark}; name the "
+                        "reviews of this one"
+                    )
                 if number and id_ not in found:
                     raise EvalError(
                         f"{row.where}: question {id_!r} is not in {files[0].name}; keep runs over "
@@ -213,14 +232,6 @@ def pair_request(
     return Request(messages, 0.2, 1024, draw, question.id)
 
 
-def read_texts(path: Path) -> dict[str, str]:
-    """The answers of LLaVA's answer lines."""
-    answers: dict[str, str] = {}
-    for row in read_answers(path):
-        add_answer(answers, row.id("question_id"), row.text("text"), row.where)
-    return answers
-
-
 def write_texts(path: Path, questions: Sequence[Question], answers: Answers) -> None:
     """LLaVA's answer lines."""
     write_lines(
@@ -254,6 +265,21 @@ def _runs(asked: Sequence[Question], reviews: Reviews) -> list[list[int]]:
         else:
             runs.append([place])
     return runs
+
+
+def _warning(unread: int, count: int) -> dict[str, str]:
+    """What a reader of the table must know where some replies of the judge hold no grades."""
+    if not unread:
+        return {}
+    return {
+        "warning": f"{unread} of {count} reviews hold no grades and count as -1, as in the official tables"
+    }
+
+
+def _ungraded(asked: Sequence[Question], count: int, marks: dict[str, Mark]) -> Scored:
+    """No scores: the -1 of both answers would come out as 100 %."""
+    why = f"none of {count} reviews holds grades that can be read; try another judge"
+    return Scored({}, marks, len(asked), {"judged": why, "unread pairs": count})
 
 
 def _name(place: int, swapped: bool) -> str:

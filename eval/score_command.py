@@ -1,4 +1,4 @@
-"""`python -m eval score` and `compare`: what needs prediction files and official data, but no model."""
+"""`python -m eval score`: scores files of answers by official data, without a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from data.scienceqa import Problem, load_problems, load_split
 from eval import benchmark as registry
 from eval.benchmark import Benchmark, Question
-from eval.compare import compare
+from eval.benchmarks.scienceqa import read_llava, score_llava
 from eval.errors import EvalError
 from eval.judged import judged
 from eval.results import FORMAT, Prediction, Result, check_writable, read_predictions, read_result, write_text
@@ -48,10 +48,10 @@ def run_score(options: argparse.Namespace) -> None:
     if options.json is not None:
         check_writable(options.json)
     benchmark = registry.find(name)
-    if name == FIRST and path.suffix != ".jsonl":
+    if name == FIRST:
         scored = _scienceqa(path, options.data, options.split)
     else:
-        scored = _by_benchmark(benchmark, path, options.data, options.split)
+        scored = scored_file(benchmark, path, options.data, options.split)
     print(scored.figures.table())
     if options.json is not None:
         write_scores(options.json, benchmark, scored)
@@ -67,7 +67,8 @@ def _named(words: list[str]) -> tuple[str, Path]:
     return words[0], Path(words[1])
 
 
-def _by_benchmark(benchmark: Benchmark, path: Path, data: Path, split: str | None) -> Scored:
+def scored_file(benchmark: Benchmark, path: Path, data: Path, split: str | None) -> Scored:
+    """The scores of a result file, of official answers, or of a judge's reviews."""
     split = benchmark.known(split or benchmark.splits[0])
     with tempfile.TemporaryDirectory() as unpacked:
         questions = benchmark.load(data, split, Path(unpacked))
@@ -123,7 +124,9 @@ def _of_result(path: Path, result: Result, questions: list[Question]) -> dict[st
 
 
 def _scienceqa(path: Path, data: Path, split: str | None) -> Scored:
-    """Options by their index, as ScienceQA's own files have them."""
+    """Options by their index, as ScienceQA's own files have them; LLaVA's answers over a whole split."""
+    if path.is_file() and not _is_result(path) and (given := read_llava(path)) is not None:
+        return score_llava(path, given, load_split(data, split or "test"))
     problems = load_problems(data)
     predictions = with_gold(path, read_predictions(path), problems)
     if split is not None:
@@ -161,32 +164,6 @@ def write_scores(path: Path, benchmark: Benchmark, scored: Scored) -> None:
         "marks": {key: asdict(mark) for key, mark in scored.marks.items()},
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def add_compare(parser: argparse.ArgumentParser) -> None:
-    """The options of `compare`."""
-    parser.set_defaults(run=run_compare)
-    parser.add_argument("a", type=Path, metavar="A.json", help="a result file or published predictions")
-    parser.add_argument("b", type=Path, metavar="B.json", help="the one to compare it with")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with problems.json, for files without right answers"
-    )
-
-
-def run_compare(options: argparse.Namespace) -> None:
-    """`compare`: two files of predictions over the questions they share."""
-    problems = load_problems(options.data) if options.data is not None else None
-    sides = []
-    for path in (options.a, options.b):
-        predictions = read_predictions(path)
-        if problems is not None:
-            predictions = with_gold(path, predictions, problems)
-        elif all(
-            made.gold is None and made.score is None and made.text is None for made in predictions.values()
-        ):
-            raise EvalError(f"{path}: holds no right answers; name the data set with --data DIR")
-        sides.append(predictions)
-    print(compare(*sides).table())
 
 
 def with_gold(

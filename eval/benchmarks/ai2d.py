@@ -96,7 +96,7 @@ def read(path: Path) -> dict[str, str]:
         while isinstance(response, list) and len(response) == 1:  # one list for each sampling
             response = response[0]
         if not isinstance(response, str):
-            raise EvalError(f"{row.where}: resps holds no single text; write the file again")
+            raise EvalError(f"{row.where}: resps holds no single text; write the file anew")
         add_answer(answers, row.id("doc_id"), response, row.where)
     return answers
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from eval.answer_files import add_answer, check_present
+from eval.answer_files import add_answer, check_present, refuse_none
 from eval.benchmark import Answers, Benchmark, Needed, Question
 from eval.errors import EvalError
-from eval.files import Row, read_object, read_rows, row_of
+from eval.files import ANEW, Row, read_object, read_rows, row_of
 from eval.resampling import score_of_kinds
 from eval.results import write_text
 from eval.scorers.captions import score_captions
@@ -143,8 +143,9 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
 def read(path: Path) -> dict[str, str]:
     """The official result file: a list of image_id and caption."""
     answers: dict[str, str] = {}
-    for row in read_rows(path):
+    for row in read_rows(path, ANEW):
         add_answer(answers, row.id("image_id"), row.text("caption"), row.where)
+    refuse_none(path, answers)
     return answers
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import add_answer, check_present
+from eval.answer_files import Final, add_answer, check_present, llava_texts, refuse_none
 from eval.benchmark import SHORT, Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
-from eval.files import Row, read_object, read_rows, row_of
+from eval.files import ANEW, Row, read_object, read_rows, row_of
 from eval.resampling import score_of_kinds
 from eval.results import write_text
 from eval.scorers import gqa
@@ -69,8 +69,10 @@ def _question(folder: Path, key: str, row: Row) -> Question:
 
 def score(questions: Sequence[Question], answers: Answers) -> Scored:
     """The figures that the official script prints from the questions alone."""
+    # As in that script, predictions for other questions, such as the unbalanced ones, are passed over.
+    answers = {question.id: answers[question.id] for question in questions if question.id in answers}
     check_complete(BENCHMARK, questions, answers)
-    read = {question.id: gqa.prediction(answers[question.id]) for question in questions}
+    read = {question.id: _converted(answers[question.id]) for question in questions}
     marks = {
         one.id: Mark(read[one.id] if read[one.id].strip() else None, float(read[one.id] == one.gold))
         for one in questions
@@ -99,6 +101,11 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     return Scored(scores, marks, unparsable, {"official": official})
 
 
+def _converted(text: str) -> str:
+    """The prediction that an answer is; one of an official file stands as it is."""
+    return text if isinstance(text, Final) else gqa.prediction(text)
+
+
 def _table(
     questions: Sequence[Question], fact: str, right: Callable[[Sequence[Question]], Score]
 ) -> dict[str, Score]:
@@ -112,16 +119,19 @@ def _percent(value: Score) -> float:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The predictions of the official file."""
+    """The predictions of the official file, or the texts in LLaVA's answer lines."""
+    if path.suffix == ".jsonl":
+        return llava_texts(path)
     answers: dict[str, str] = {}
-    for row in read_rows(path):
-        add_answer(answers, row.id("questionId"), row.text("prediction"), row.where)
+    for row in read_rows(path, ANEW):
+        add_answer(answers, row.id("questionId"), Final(row.text("prediction")), row.where)
+    refuse_none(path, answers)
     return answers
 
 
 def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
     """The official file of predictions, converted as LLaVA does."""
-    rows = [{"questionId": one.id, "prediction": gqa.prediction(answers[one.id])} for one in questions]
+    rows = [{"questionId": one.id, "prediction": _converted(answers[one.id])} for one in questions]
     write_text(path, json.dumps(rows, ensure_ascii=False) + "\n")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.answer_files import check_own, llava_texts
 from eval.benchmark import Answers, Benchmark, Needed, Question
 from eval.errors import EvalError
 from eval.files import Row, read_text
 from eval.judge import Request
 from eval.judged import fact, unjudged
-from eval.reviews import Comparing, read_texts, rule_notes, write_texts
+from eval.reviews import Comparing, rule_notes, write_texts
 from eval.scorers.pairs import Rule, message, read_wilder
 from eval.scores import Scored
 from eval.unpack import picture, read_parquet, shards, unpack
@@ -65,6 +66,7 @@ def _question(row: Row, place: int, unpacked: Path, facts: dict[str, Rule]) -> Q
 
 def score(questions: Sequence[Question], answers: Answers) -> Scored:
     """No scores: only a judge's reviews have any."""
+    check_own(NAME, questions, answers)
     return unjudged(answers)
 
 
@@ -94,7 +96,7 @@ BENCHMARK = Benchmark(
     needs=needs,
     load=load,
     score=score,
-    read=read_texts,
+    read=llava_texts,
     write=write_texts,
     suffix=".jsonl",
     max_new_tokens=4096,

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import check_present
+from eval.answer_files import check_present, refuse_none
 from eval.benchmark import Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
-from eval.files import Row, read_object, row_of
+from eval.files import ANEW, Row, read_object, row_of
 from eval.results import write_text
 from eval.scorers.mathvista import KEYS, MULTI_CHOICE, Problem, names_choice, normalise, report, shortcut
 from eval.scores import Mark, Score, Scored
@@ -141,12 +141,16 @@ def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The extractions of a result file, or the responses where none was tried."""
+    """The extractions of a result file, or the responses where none was tried.
+
+    An extraction may be a number or a list; the official code takes it as Python writes it.
+    """
     answers = {}
-    for pid, value in read_object(path).items():
-        row = row_of(value, f"{path}: problem {pid}")
-        tried = row.values.get("extraction") is not None
-        answers[pid] = row.text("extraction" if tried else "response")
+    for pid, value in read_object(path, ANEW).items():
+        row = row_of(value, f"{path}: problem {pid}", ANEW)
+        tried = row.values.get("extraction")
+        answers[pid] = row.text("response") if tried is None else str(tried)
+    refuse_none(path, answers)
     return answers
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.answer_files import llava_texts, refuse_none
 from eval.benchmark import LETTER, Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
 from eval.files import Row, read_table
@@ -189,26 +190,31 @@ def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The predictions of such a table by index."""
+    """The predictions of such a table by index, or the texts in LLaVA's answer lines."""
+    if path.suffix == ".jsonl":
+        return llava_texts(path)
     openpyxl = _openpyxl(path)
     try:
         book = openpyxl.load_workbook(io.BytesIO(path.read_bytes()), read_only=True)
     except OSError as error:
         raise EvalError(f"{path}: cannot be read: {error.strerror}") from None
     except (zipfile.BadZipFile, KeyError, ValueError):
-        raise EvalError(f"{path}: is no Excel table; write it again") from None
+        raise EvalError(f"{path}: is no Excel table; write the file anew") from None
     head, *rows = list(book.active.iter_rows(values_only=True)) or [()]
     book.close()
     if not {"index", "prediction"} <= set(head):
-        raise EvalError(f"{path}: has no columns index and prediction; write it again")
+        raise EvalError(f"{path}: has no columns index and prediction; write the file anew")
     index, prediction = head.index("index"), head.index("prediction")
     answers: dict[str, str] = {}
     for number, cells in enumerate(rows, 2):
         name = str(cells[index])
         if not name.isdecimal() or name in answers:
-            raise EvalError(f"{path}: row {number}: index {name!r} is no new whole number; write it again")
+            raise EvalError(
+                f"{path}: row {number}: index {name!r} is no new whole number; write the file anew"
+            )
         text = cells[prediction] if prediction < len(cells) else None  # empty cells at the end are left out
         answers[name] = "" if text is None else str(text)
+    refuse_none(path, answers)
     return answers
 
 

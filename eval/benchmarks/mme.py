@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import add_answer
+from eval.answer_files import add_answer, read_answers, refuse_none
 from eval.benchmark import SHORT, Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
-from eval.files import read_text
+from eval.files import ANEW, read_text
 from eval.resampling import Counts, score_of_groups, score_of_kinds
 from eval.results import write_text
 from eval.scorers import mme
@@ -129,13 +129,15 @@ def _points(counts: Counts) -> float:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The responses in a folder of official result files, one for every subtask."""
+    """The responses in a folder of official result files, one for every subtask, or LLaVA's answer lines."""
+    if path.suffix == ".jsonl":
+        return _read_lines(path)
     if not path.is_dir():
         raise EvalError(f"{path}: is no folder; name the folder with a text file for every subtask of MME")
     answers: dict[str, str] = {}
     for name in (name for names in mme.TASKS.values() for name in names):
         file = path / f"{name}.txt"
-        for number, line in enumerate(read_text(file).split("\n"), 1):
+        for number, line in enumerate(read_text(file, remedy=ANEW).split("\n"), 1):
             if not line:
                 continue
             where, cells = f"{file}: line {number}", line.split("\t")
@@ -145,6 +147,17 @@ def read(path: Path) -> dict[str, str]:
                     "line breaks out of the response"
                 )
             add_answer(answers, _id(name, cells[0], cells[1]), cells[3], where)
+    refuse_none(path, answers)
+    return answers
+
+
+def _read_lines(path: Path) -> dict[str, str]:
+    """LLaVA's id names the subtask and the picture; the prompt tells which of its two questions is meant."""
+    answers: dict[str, str] = {}
+    for row in read_answers(path):
+        id_, asked = row.text("question_id"), row.text("prompt").replace(SHORT, "").strip()
+        key = _id(id_.partition("/")[0], id_.rpartition("/")[2], asked)
+        add_answer(answers, key, row.text("text"), row.where)
     return answers
 
 

@@ -12,9 +12,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.answer_files import refuse_none
 from eval.benchmark import Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
-from eval.files import read_cells
+from eval.files import ANEW, read_cells
 from eval.results import write_text
 from eval.scorers.mmlu import LETTERS, SUBJECTS, Item, prompt, read_letter, report, unweighted
 from eval.scores import Mark, Scored
@@ -119,20 +120,21 @@ def read(path: Path) -> dict[str, str]:
         raise EvalError(f"{path}: no table of a subject in it, such as {SUBJECTS[0]}.csv; name their folder")
     answers = {}
     for file in files:
-        (_, head), *rows = read_cells(file, ",") or [("", [])]
+        (_, head), *rows = read_cells(file, ",", ANEW) or [("", [])]
         places = [
             [place for place, name in enumerate(head) if name.endswith(f"_choice{letter}_probs")]
             for letter in LETTERS
         ]
         if not all(len(found) == 1 for found in places):
-            raise EvalError(f"{file}: has no four columns such as model_choiceA_probs; write it again")
+            raise EvalError(f"{file}: has no four columns such as model_choiceA_probs; write the file anew")
         for number, (where, cells) in enumerate(rows):
             try:
                 chances = [float(cells[found[0]]) for found in places]
             except (IndexError, ValueError):
-                raise EvalError(f"{where}: a probability is no number; write the file again") from None
+                raise EvalError(f"{where}: a probability is no number; write the file anew") from None
             likely = max(chances)
             answers[f"{file.stem}/{number}"] = OPTIONS[chances.index(likely)] if likely > 0 else ""
+    refuse_none(path, answers)
     return answers
 
 

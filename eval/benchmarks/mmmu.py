@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.answer_files import Final, add_answer, refuse_none
 from eval.benchmark import LETTER, SHORT, Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
-from eval.files import Row, read_object, read_rows
+from eval.files import ANEW, Row, read_json, row_of
 from eval.results import write_text
 from eval.scorers.mmmu import (
     MULTIPLE_CHOICE,
@@ -137,7 +138,14 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
         marks = {key: Mark(text, None) for key, text in read.items()}
         return Scored({"Overall": Score.of(0, 0)}, marks, list(read.values()).count(None))
     responses = [
-        Response(one.id, one.facts["subject"], one.gold, one.facts["choices"], answers[one.id])
+        Response(
+            one.id,
+            one.facts["subject"],
+            one.gold,
+            one.facts["choices"],
+            answers[one.id],
+            parsed=isinstance(answers[one.id], Final),
+        )
         for one in answered
     ]
     judged = {response.id: judge(response) for response in responses}
@@ -160,7 +168,11 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
 def _read(question: Question, text: str) -> str | None:
     """The letter of a choice, None if there is none; an open answer as it is."""
     choices = question.facts["choices"]
-    return text if choices is None else parse_choice(text, choices)
+    if choices is None:
+        return text
+    if isinstance(text, Final):
+        return text if text in choices else None
+    return parse_choice(text, choices)
 
 
 def _rounded(scores: dict[str, Score]) -> dict[str, float | None]:
@@ -182,14 +194,26 @@ def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The answers of such a file, or the responses in a folder with `<subject>/output.json`."""
+    """The answers of such a file, where a choice is its letter and nothing else; or the responses in an
+    `output.json`, or in a folder with one for each subject."""
+    files = [path]
     if path.is_dir():
-        outputs = [file for name in SUBJECTS if (file := path / name / "output.json").is_file()]
-        if not outputs:
+        files = [file for name in SUBJECTS if (file := path / name / "output.json").is_file()]
+        if not files:
             raise EvalError(f"{path}: no file such as {SUBJECTS[0]}/output.json in it; name their folder")
-        return {row.text("id"): row.text("response") for file in outputs for row in read_rows(file)}
-    row = Row(str(path), read_object(path))
-    return {name: row.text(name) for name in row.values}
+    answers: dict[str, str] = {}
+    for file in files:
+        content = read_json(file, ANEW)
+        if isinstance(content, list):
+            for place, item in enumerate(content, 1):
+                row = row_of(item, f"{file}: item {place}", ANEW)
+                add_answer(answers, row.id("id"), row.text("response"), row.where)
+        else:
+            whole: Row = row_of(content, str(file), ANEW)
+            for name in whole.values:
+                add_answer(answers, name, Final(whole.text(name)), str(file))
+    refuse_none(path, answers)
+    return answers
 
 
 BENCHMARK = Benchmark(

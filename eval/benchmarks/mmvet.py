@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import check_present
+from eval.answer_files import check_own, check_present, llava_texts, refuse_none
 from eval.benchmark import Answers, Benchmark, Needed, Published, Question
 from eval.errors import EvalError
-from eval.files import Row, read_json, read_object, read_text, row_of
+from eval.files import ANEW, Row, read_json, read_object, read_text, row_of
 from eval.judge import Judge, Request
 from eval.judged import Judged, Review, Reviews, Setting, check_reviews, fact, text_digest, unjudged
 from eval.results import write_text
@@ -25,6 +25,7 @@ from eval.scorers.mmvet import (
 from eval.scores import Mark, Score, Scored
 
 DATA, SUBSET, PREAMBLE = "mm-vet.json", "bard_set.json", "preamble.txt"
+ID = "v1_"  # begins every official id
 SOURCE = "github.com/yuweihao/MM-Vet, releases, mm-vet.zip"
 
 
@@ -44,13 +45,13 @@ def needs(split: str) -> list[Needed]:
 def load(folder: Path, split: str, unpacked: Path) -> list[Question]:
     """The questions in the order of the file."""
     path = folder / DATA
-    rows = {id_: row_of(value, f"{path}: {id_}") for id_, value in read_object(path).items()}
-    if split == "bard_set":
-        rows = _subset(rows, folder / SUBSET)
+    every = {id_: row_of(value, f"{path}: {id_}") for id_, value in read_object(path).items()}
+    rows = _subset(every, folder / SUBSET) if split == "bard_set" else every
     if not rows:
         raise EvalError(f"{path}: holds no questions; fetch the file again")
     preamble = folder / PREAMBLE
-    shared = {"preamble": read_text(preamble)} if preamble.exists() else {}
+    shared: dict[str, Any] = {"preamble": read_text(preamble)} if preamble.exists() else {}
+    shared["whole set"] = frozenset(every)
     questions = [_question(id_, row, folder, shared) for id_, row in rows.items()]
     check_present("mmvet", (question.images[0] for question in questions))
     return questions
@@ -80,12 +81,16 @@ def _question(id_: str, row: Row, folder: Path, shared: Mapping[str, Any]) -> Qu
 
 def score(questions: Sequence[Question], answers: Answers) -> Scored:
     """No scores: only a judge's grades have any."""
+    check_own("mmvet", questions, answers)
     return unjudged(answers)
 
 
 def read(path: Path) -> dict[str, str]:
-    """The official prediction file: id -> text."""
-    row = row_of(read_json(path), str(path))
+    """The official prediction file, id -> text; or LLaVA's answer lines, whose ids are the bare numbers."""
+    if path.suffix == ".jsonl":
+        return {id_ if id_.startswith(ID) else ID + id_: text for id_, text in llava_texts(path).items()}
+    row = row_of(read_json(path, ANEW), str(path), ANEW)
+    refuse_none(path, row.values)
     return {id_: row.text(id_) for id_ in row.values}
 
 
@@ -107,6 +112,7 @@ def requests(questions: Sequence[Question], answers: Answers, setting: Setting) 
 
 
 def _asked(questions: Sequence[Question], answers: Answers) -> list[Question]:
+    check_own("mmvet", questions, answers)
     return [question for question in questions if question.id in answers]
 
 
@@ -154,6 +160,10 @@ def review(
 def score_reviews(questions: Sequence[Question], answers: Answers, reviews: Reviews) -> Scored:
     """The official tables: mean over runs, in all and by capability."""
     del answers  # the grades say all
+    # As in the official evaluator, grades of the rest of the set are passed over where a subset is scored.
+    known, whole = {question.id for question in questions}, questions[0].facts["whole set"]
+    check_own("mmvet", questions, reviews)
+    reviews = {id_: some for id_, some in reviews.items() if id_ in known or id_ not in whole}
     check_reviews("mmvet", questions, reviews)
     needed = {question.id: question.facts["capability"] for question in questions}
     grades = {id_: [review.values[0] for review in reviews[id_]] for id_ in reviews}
@@ -163,13 +173,15 @@ def score_reviews(questions: Sequence[Question], answers: Answers, reviews: Revi
     for name in _capabilities(needed):
         scores[name] = Score.mean([mean for id_, mean in means.items() if name in needed[id_]])
     marks = {id_: _mark(reviews[id_], means[id_]) for id_ in means}
+    unread = sum(_unread(review) for some in reviews.values() for review in some)
     return Scored(
         scores=scores,
         marks=marks,
         unparsable=sum(mark.read is None for mark in marks.values()),
         notes={
+            **_warning(unread, sum(map(len, reviews.values()))),
             "official": official,
-            "unread grades": sum(_unread(review) for some in reviews.values() for review in some),
+            "unread grades": unread,
             "judges": sorted({review.model for some in reviews.values() for review in some}),
             "preamble_sha256": _digest(questions[0]),
         },
@@ -190,6 +202,13 @@ def _unread(review: Review) -> bool:
     return bool(review.content) and review.values[0] == 0.0 and read_true_grade(review.content) != 0.0
 
 
+def _warning(unread: int, count: int) -> dict[str, str]:
+    """What a reader of the table must know where some replies of the judge hold no grade."""
+    if not unread:
+        return {}
+    return {"warning": f"{unread} of {count} replies hold no grade and count as 0, as in the official tables"}
+
+
 def _mark(reviews: Sequence[Review], mean: float) -> Mark:
     if all(_unread(review) for review in reviews):
         return Mark(None, mean)
@@ -203,8 +222,8 @@ def _digest(question: Question) -> str | None:
 def read_grades(path: Path) -> dict[str, list[Review]]:
     """The official grade file: id -> lists of model, content and score."""
     found = {}
-    for id_, value in read_object(path).items():
-        row = row_of(value, f"{path}: {id_}")
+    for id_, value in read_object(path, ANEW).items():
+        row = row_of(value, f"{path}: {id_}", ANEW)
         scores = row.any("score")
         models, contents = row.texts("model"), row.texts("content")
         if not isinstance(scores, list) or not len(scores) == len(models) == len(contents) > 0:

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import add_answer, answer_line, check_present, read_answers, write_lines
+from eval.answer_files import (
+    add_answer,
+    answer_line,
+    check_present,
+    llava_texts,
+    read_answers,
+    write_lines,
+)
 from eval.benchmark import SHORT, Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
 from eval.files import read_lines
@@ -20,6 +27,7 @@ from eval.scores import Mark, Score, Scored
 
 # LLaVA's list holds all three and keeps their ids apart by these offsets.
 OFFSETS = {"random": 10_000_000, "popular": 20_000_000, "adversarial": 0}
+LINE = "line "  # begins the key of an answer that names its question by its place alone
 LISTS = "https://github.com/RUCAIBox/POPE at commit e3e39262, output/coco"
 
 
@@ -65,7 +73,11 @@ def _questions(folder: Path, name: str) -> list[Question]:
 
 
 def score(questions: Sequence[Question], answers: Answers) -> Scored:
-    """The five figures of every list, and their mean F1, which is the number that is quoted."""
+    """The five figures of every answered list, and their mean F1, which is the number that is quoted."""
+    answers = _by_place(questions, answers)
+    given = {one.facts["category"] for one in questions if one.id in answers}
+    left_out = [name for name in _grouped(questions, "category") if given and name not in given]
+    questions = [one for one in questions if one.facts["category"] not in left_out]
     check_complete(BENCHMARK, questions, answers)
     read = {question.id: pope.read(answers[question.id]) for question in questions}
     by_picture: defaultdict[str, dict[str, pope.Counts]] = defaultdict(dict)
@@ -85,10 +97,36 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
         official[name] = _official(counts)
         empty += [f"{name} {figure}" for figure in counts.empty]
     notes: dict[str, Any] = {"official": official}
+    if left_out:
+        notes["warning"] = f"mean F1 is over {', '.join(asked)} alone; {', '.join(left_out)} not answered"
     if empty:
         notes["zero denominators"] = empty
     marks = {question.id: _mark(read[question.id], question) for question in questions}
     return Scored(scores, marks, unparsable=0, notes=notes)
+
+
+def _by_place(questions: Sequence[Question], answers: Answers) -> Answers:
+    """The answers by id; POPE's own lines have none, and stand in the order of one list, or of all three."""
+    if not any(key.startswith(LINE) for key in answers):
+        return answers
+    lists = _grouped(questions, "category")
+    if len(lists) > 1:
+        lists[" and ".join(lists)] = [one for some in lists.values() for one in some]
+    asked = [key.partition(": ")[2].strip() for key in answers]
+    fitting = [name for name, some in lists.items() if _is_of(some, asked)]
+    if len(fitting) != 1:
+        raise EvalError(
+            f"pope: the {len(answers)} answers stand in the order of {' or of '.join(fitting) or 'no list'}; "
+            "give each line its question as in the list"
+        )
+    return {one.id: text for one, text in zip(lists[fitting[0]], answers.values(), strict=True)}
+
+
+def _is_of(questions: Sequence[Question], asked: Sequence[str]) -> bool:
+    return len(questions) == len(asked) and all(
+        text in ("", one.prompt.partition("\n")[0].strip())
+        for one, text in zip(questions, asked, strict=True)
+    )
 
 
 def _grouped(questions: Iterable[Question], fact: str) -> dict[str, list[Question]]:
@@ -136,10 +174,13 @@ def _mark(read: str, question: Question) -> Mark:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The answers of LLaVA's answer lines."""
+    """The answers of LLaVA's answer lines, or of POPE's own, which name no id."""
+    rows = read_answers(path)
+    if any("question_id" in row.values for row in rows):
+        return llava_texts(path)
     answers: dict[str, str] = {}
-    for row in read_answers(path):
-        add_answer(answers, row.id("question_id"), row.text("text"), row.where)
+    for number, row in enumerate(rows, 1):
+        add_answer(answers, f"{LINE}{number}: {row.text('question', '')}", row.text("answer"), row.where)
     return answers
 
 

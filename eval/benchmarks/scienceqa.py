@@ -1,7 +1,8 @@
 """ScienceQA (Lu et al. 2022, arXiv 2209.09513): multiple choice with hint, picture, both or neither.
 
 An adapter that was trained on one of LaVIN's formats is asked in it; with the format `llava` the question is
-put as LLaVA-1.5 puts it, and the letter alone is the answer.
+put as LLaVA-1.5 puts it, and the letter alone is the answer. A file of LLaVA's answers is scored by
+LLaVA's rule, over a whole split.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.prompts import render
-from data.sample import Sample
+from data.sample import IMAGE, Sample
 from data.scienceqa import LETTERS, Problem, load_split
+from eval.answer_files import read_answers, refuse_none
 from eval.benchmark import LETTER, Answers, Benchmark, Needed, Prompting, Published, Question, sample_of
 from eval.errors import EvalError
-from eval.files import read_json, read_lines
+from eval.files import ANEW, Row, read_json, read_object
 from eval.results import write_text
 from eval.scienceqa import extract, score
+from eval.scorers import scienceqa as rules
 from eval.scores import Mark, Scored
 
 LLAVA = "llava"
@@ -57,11 +60,14 @@ def sample(question: Question, prompting: Prompting) -> Sample:
 
 
 def read_option(text: str, options: int) -> int | None:
-    """The option an answer names: "The answer is B", or the letter alone, as LLaVA is asked to answer."""
-    letter = text.strip().removesuffix(".")
-    alone = len(letter) == 1 and letter in LETTERS
-    index = LETTERS.index(letter) if alone else extract(text, options)
-    return None if index is None or index >= options else index
+    """The option an answer names.
+
+    LaVIN's formats teach "The answer is B"; a text with these words is read for them. Any other is read as
+    LLaVA does, which asks for the letter: "B" and "B. with its text" count, "B." and "b" do not.
+    """
+    if "The answer is" in text:
+        return extract(text, options)
+    return rules.option(rules.llava(text.strip()), options)
 
 
 def score_answers(questions: Sequence[Question], answers: Answers) -> Scored:
@@ -76,15 +82,79 @@ def score_answers(questions: Sequence[Question], answers: Answers) -> Scored:
     return Scored(found.categories, marks, found.unparsable)
 
 
-def read(path: Path) -> dict[str, str]:
-    """An official result file (id -> index of the option, -1 for none), or an answer file of LLaVA's."""
+class Given(NamedTuple):
+    """What LLaVA read in an answer, and whether its prompt had the mark of a picture."""
+
+    letter: str | None
+    pictured: bool
+
+
+def read_llava(path: Path) -> dict[str, Given] | None:
+    """LLaVA's answer lines, or the analysis file it writes from them; None where it is neither."""
     if path.suffix == ".jsonl":
-        return {row.id("question_id"): row.text("text") for row in read_lines(path)}
-    content = read_json(path)
-    results: Any = content.get("results", content) if isinstance(content, dict) else None
-    if not isinstance(results, Mapping) or not all(isinstance(index, int) for index in results.values()):
+        # Quirk: of two lines to one question the last counts.
+        return {row.id("question_id"): _given(row) for row in read_answers(path)}
+    content = read_object(path, ANEW)
+    if not all(isinstance(content.get(name), list) for name in ("correct", "incorrect")):
+        return None
+    whole = Row(str(path), content, ANEW)
+    rows = [row for name in ("correct", "incorrect") for row in whole.rows(name)]
+    refuse_none(path, rows)
+    return {row.id("question_id"): _analysed(row) for row in rows}
+
+
+def _given(row: Row) -> Given:
+    return Given(rules.llava(row.text("text")), IMAGE in row.text("prompt", ""))
+
+
+def _analysed(row: Row) -> Given:
+    letter = row.text("parsed_ans")
+    return Given(letter if letter in tuple(LETTERS) else None, row.any("is_multimodal") is True)
+
+
+def score_llava(path: Path, given: Mapping[str, Given], problems: Sequence[Problem]) -> Scored:
+    """The nine categories over a whole split; as in LLaVA's script, what has no answer is wrong."""
+    missing = [problem.pid for problem in problems if problem.pid not in given]
+    if len(missing) == len(problems):
+        raise EvalError(f"{path}: holds no answer to any question of this split; name the split it is of")
+    asked = {problem.pid: problem for problem in problems}
+    nothing = Given(None, False)
+    options = {
+        pid: rules.option(given.get(pid, nothing).letter, len(problem.choices))
+        for pid, problem in asked.items()
+    }
+    found = score(asked, options)
+    right = {pid: option == asked[pid].answer for pid, option in options.items()}
+    # Quirk: a question is one with a picture where the prompt of its answer says so, whatever the data say.
+    pictured = [right[pid] for pid in asked if given.get(pid, nothing).pictured]
+    notes = {
+        "rule": "LLaVA's eval_science_qa.py",
+        "official": {
+            "Total": len(right),
+            "Correct": sum(right.values()),
+            "Accuracy": round(100 * sum(right.values()) / len(right), 2),
+            "IMG-Accuracy": round(100 * sum(pictured) / len(pictured), 2) if pictured else None,
+        },
+        "without an answer, counted as wrong": len(missing),
+    }
+    marks = {pid: Mark(option, float(right[pid])) for pid, option in options.items()}
+    return Scored(found.categories, marks, found.unparsable, notes)
+
+
+def read(path: Path) -> dict[str, str]:
+    """An official result file (id -> index of the option, -1 for none), or one of LLaVA's."""
+    if (given := read_llava(path)) is not None:
+        return {pid: one.letter or "" for pid, one in given.items()}
+    content = read_json(path, ANEW)
+    results: Any = content.get("results", content)
+    if not isinstance(results, Mapping) or not all(_is_index(index) for index in results.values()):
         raise EvalError(f"{path}: not a result file of ScienceQA (question id -> index of the option)")
-    return {pid: f"The answer is {LETTERS[index]}." if index >= 0 else "" for pid, index in results.items()}
+    refuse_none(path, results)
+    return {pid: LETTERS[index] if index >= 0 else "" for pid, index in results.items()}
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value < len(LETTERS)
 
 
 def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
@@ -120,8 +190,8 @@ _TABLE = {
 BENCHMARK = Benchmark(
     name="scienceqa",
     title="ScienceQA",
-    version=1,
-    rule="LaVIN eval.py, with an answer that names no option counted as wrong instead of drawn at random",
+    version=2,
+    rule="LaVIN eval.py; letters alone as LLaVA reads them; an answer without an option is wrong, not random",
     splits=("test", "val", "train", "minitest", "minival", "minitrain", "trainval"),
     needs=needs,
     load=load,

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.answer_files import add_answer, answer_line, check_present, read_answers, write_lines
+from eval.answer_files import add_answer, answer_line, check_present, read_answers, refuse_none, write_lines
 from eval.benchmark import SHORT, Answers, Benchmark, Needed, Published, Question
 from eval.errors import EvalError
-from eval.files import Row, read_object, row_of
+from eval.files import ANEW, Row, read_object, read_rows, row_of
 from eval.scorers.textvqa import ANSWERS, accuracy, question_key
 from eval.scores import Mark, Score, Scored
 
@@ -97,12 +97,14 @@ def _question(
         prompt="\n".join([*lines, SHORT]),
         images=(folder / "train_images" / f"{picture}.jpg",),
         gold=humans,
-        facts={"image_id": picture},
+        facts={"image_id": picture, "number": str(row.values.get("question_id"))},
     )
 
 
 def score(questions: Sequence[Question], answers: Answers) -> Scored:
     """The mean accuracy over the questions that are answered, as the official script takes it."""
+    numbers = {one.facts["number"]: one.id for one in questions}  # EvalAI's name for a question
+    answers = {numbers.get(key, key): text for key, text in answers.items()}
     found = {one.id: accuracy(answers[one.id], one.gold) for one in questions if one.id in answers}
     if strange := [key for key in answers if key not in found]:
         raise EvalError(
@@ -121,9 +123,15 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The answers of LLaVA's answer lines, by picture and by the question in the prompt."""
-    rows = read_answers(path)
+    """The answers of LLaVA's answer lines, by picture and by the question in the prompt; or of the list that
+    EvalAI takes, by the number of the question."""
     answers: dict[str, str] = {}
+    if path.suffix == ".json":
+        for row in read_rows(path, ANEW):
+            add_answer(answers, row.id("question_id"), row.text("answer"), row.where)
+        refuse_none(path, answers)
+        return answers
+    rows = read_answers(path)
     for row, key in zip(rows, _unique([_key_of_answer(row) for row in rows]), strict=True):
         add_answer(answers, key, row.text("text"), row.where)
     return answers

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.answer_files import check_own, llava_texts
 from eval.benchmark import Answers, Benchmark, Needed, Question
 from eval.errors import EvalError
 from eval.files import Row
 from eval.judge import Request
 from eval.judged import fact, unjudged
-from eval.reviews import Comparing, by_id, pair_request, read_texts, rule_notes, rules_of, write_texts
+from eval.reviews import Comparing, by_id, pair_request, rule_notes, rules_of, write_texts
 from eval.scorers.pairs import Rule, read_llava
 from eval.scores import Scored
 
@@ -67,6 +68,7 @@ def _text(row: Row) -> str:
 
 def score(questions: Sequence[Question], answers: Answers) -> Scored:
     """No scores: only a judge's reviews have any."""
+    check_own(NAME, questions, answers)
     return unjudged(answers)
 
 
@@ -93,7 +95,7 @@ BENCHMARK = Benchmark(
     needs=needs,
     load=load,
     score=score,
-    read=read_texts,
+    read=llava_texts,
     write=write_texts,
     suffix=".jsonl",
     max_new_tokens=1024,

@@ -1,8 +1,9 @@
 """VQAv2: open questions about COCO pictures with ten human answers each.
 
-Answers go through M4C's normaliser first, as LLaVA does before it uploads: the official rule compares them
-with identical human answers as they stand, and would count "Yes" as wrong there. Answers to the test splits
-are not public; their official file is uploaded.
+A model's texts go through M4C's normaliser first, as LLaVA does before it uploads: the official rule
+compares them with identical human answers as they stand, and would count "Yes" as wrong there. The answers
+of an official result file are scored as they stand. Answers to the test splits are not public; their
+official file is uploaded.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import add_answer, check_present
+from eval.answer_files import Final, add_answer, check_present, llava_texts, refuse_none
 from eval.benchmark import SHORT, Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
-from eval.files import Row, read_object, read_rows, row_of
+from eval.files import ANEW, Row, read_object, read_rows, row_of
 from eval.results import write_text
 from eval.scorers import vqa
 from eval.scores import Mark, Score, Scored
@@ -91,11 +92,11 @@ def _annotations(path: Path) -> dict[str, tuple[tuple[str, ...], dict[str, str]]
 def score(questions: Sequence[Question], answers: Answers) -> Scored:
     """The official accuracies of val, over all of it and by type; nothing where answers are not public."""
     if any(question.gold is None for question in questions):
-        read = {one.id: vqa.m4c(answers[one.id]) for one in questions if one.id in answers}
+        read = {one.id: _uploaded(answers[one.id]) for one in questions if one.id in answers}
         marks = {key: Mark(text or None, None) for key, text in read.items()}
         return Scored({}, marks, sum(not text for text in read.values()))
     check_complete(BENCHMARK, questions, answers)
-    found = {one.id: vqa.official(vqa.m4c(answers[one.id]), one.gold) for one in questions}
+    found = {one.id: vqa.official(_uploaded(answers[one.id]), one.gold) for one in questions}
     values = [found[one.id].accuracy for one in questions]
     scores = {"Overall": Score.mean(values)}
     official: dict[str, Any] = {"overall": _percent(values)}
@@ -106,10 +107,17 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
         prefix = "" if fact == "answer_type" else "question type: "
         scores |= {f"{prefix}{kind}": Score.mean(groups[kind]) for kind in _ordered(groups)}
         official[title] = {kind: _percent(groups[kind]) for kind in _ordered(groups)}
-    raw = [vqa.official(answers[one.id], one.gold).accuracy for one in questions]
-    notes = {"official": official, "overall of answers that M4C did not normalise": _percent(raw)}
+    notes: dict[str, Any] = {"official": official}
+    if not all(isinstance(answers[one.id], Final) for one in questions):
+        raw = [vqa.official(answers[one.id], one.gold).accuracy for one in questions]
+        notes["overall of answers that M4C did not normalise"] = _percent(raw)
     marks = {key: Mark(soft.read or None, soft.accuracy) for key, soft in found.items()}
     return Scored(scores, marks, sum(mark.read is None for mark in marks.values()), notes)
+
+
+def _uploaded(text: str) -> str:
+    """The answer as it stands in the official file; M4C's normaliser twice is not the same as once."""
+    return text if isinstance(text, Final) else vqa.m4c(text)
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:
@@ -124,10 +132,13 @@ def _percent(values: Sequence[float]) -> float:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The answers of an official result file."""
+    """The answers of an official result file, or the texts in LLaVA's answer lines."""
+    if path.suffix == ".jsonl":
+        return llava_texts(path)
     answers: dict[str, str] = {}
-    for row in read_rows(path):
-        add_answer(answers, row.id("question_id"), row.text("answer"), row.where)
+    for row in read_rows(path, ANEW):
+        add_answer(answers, row.id("question_id"), Final(row.text("answer")), row.where)
+    refuse_none(path, answers)
     return answers
 
 
@@ -141,7 +152,7 @@ def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
             raise EvalError(
                 f"{path}: question {min(strange)} is not among the test questions; fetch {TEST} again"
             )
-    rows = [{"question_id": number, "answer": vqa.m4c(answers.get(str(number), ""))} for number in ids]
+    rows = [{"question_id": number, "answer": _uploaded(answers.get(str(number), ""))} for number in ids]
     write_text(path, json.dumps(rows, ensure_ascii=False) + "\n")
 
 
@@ -149,7 +160,7 @@ BENCHMARK = Benchmark(
     name="vqav2",
     title="VQAv2",
     version=1,
-    rule="the official VQA evaluation of answers that M4C's normaliser has gone over, as LLaVA uploads them",
+    rule="the official VQA evaluation; a model's texts go through M4C's normaliser, as LLaVA uploads them",
     splits=("val", "test-dev", "test"),
     needs=needs,
     load=load,

@@ -154,6 +154,7 @@ class Response:
     gold: str | Sequence[str]
     choices: Mapping[str, str] | None  # None: an open question
     text: str
+    parsed: bool = False  # whether the text of a choice is the letter that a parser has found
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,17 @@ def judge(response: Response, draw: Draw | None = None) -> Judged:
     """Read and compare one response; without `draw` a choice that cannot be read is wrong."""
     if response.choices is None:
         return Judged(response.text, open_correct(response.gold, parse_open(response.text)))
+    if response.parsed:
+        letter = response.text if response.text in response.choices else None
+        return Judged(letter, letter is not None and letter in _wanted(response))
     letter = parse_choice(response.text, response.choices)
     if letter is None and draw is not None:
         letter = draw(list(response.choices))
-    wanted = [response.gold] if isinstance(response.gold, str) else response.gold
-    return Judged(letter, letter in wanted)
+    return Judged(letter, letter in _wanted(response))
+
+
+def _wanted(response: Response) -> Sequence[str]:
+    return [response.gold] if isinstance(response.gold, str) else response.gold
 
 
 def report(judged: Sequence[tuple[str, bool]]) -> dict[str, Score]:

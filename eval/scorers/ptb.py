@@ -2,13 +2,14 @@
 
 The official tool is a Java program; this one needs no Java and gives the same words on ordinary captions: on
 the references of COCO, on school books and reviews without exception, and on captions with signs thrown in at
-random but for one in a thousand. It was built by watching what that program does. Known differences are long
-numbers with several hyphens, and signs in the middle of a word. Knows nothing of scores.
+random but for one in a thousand. It was built by watching what that program does. Known differences are signs
+in the middle of a word. Knows nothing of scores.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
@@ -64,18 +65,30 @@ def _either(words: str) -> str:
 _SOME_CAPITAL = re.sub(r"(\w)(\w+)", r"\1(?i:\2)", _either(_CAPITAL))
 _ENDING = f"(?:(?i:{_either(_LAST)})|{_SOME_CAPITAL})"
 _ABBREVIATION = f"(?:(?i:{_either(_BEFORE)})|{_ENDING})"
-_NEW_SENTENCE = f"(?:{_either(_STARTERS)}|{_either(_STARTERS.upper())})"
+_NEW_SENTENCE = rf"(?:{_either(_STARTERS)}|{_either(_STARTERS.upper())}|M[rR]\.|M[sS]\.)"
+
+_MARKS = (
+    r"\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1-\u05c2\u05c4-\u05c5\u05c7\u0615-\u061a"
+    r"\u064b-\u065e\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7-\u06e8\u06ea-\u06ed\u0711\u0730-\u074a"
+    r"\u07a6-\u07b0\u07eb-\u07f3\u0900-\u0903\u093c\u093e-\u094e\u0951-\u0955\u0962-\u0963"
+    r"\u0981-\u0983\u09bc\u09be-\u09c4\u09c7-\u09c8\u09cb-\u09cd\u09d7\u09e2-\u09e3\u0a01-\u0a03"
+    r"\u0a3c\u0a3e-\u0a42\u0a47-\u0a48\u0a4b-\u0a4d\u0a81-\u0a83\u0abc\u0abe-\u0ac5\u0ac7-\u0ac9"
+    r"\u0acb-\u0acd\u0b82\u0bbe-\u0bc2\u0bc6-\u0bc8\u0bca-\u0bcd\u0c01-\u0c03\u0c3e-\u0c44"
+    r"\u0c46-\u0c48\u0c4a-\u0c4d\u0c55-\u0c56\u0d3e-\u0d44\u0d46-\u0d48\u0e31\u0e34-\u0e3a"
+    r"\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd\u1885-\u1886"
+)
+"""Accents and vowel signs that belong to a word; the official tool throws all others away."""
 
 _AP = "['’\x92]"  # what stands for an apostrophe within a word
 _SP = r"[\s\xa0]"
 _NUMERALS = r"²³¹¼-¾\u2070-\u209f\u2150-\u218f\u2460-\u24ff\u2776-\u2793"  # Python counts them as digits
 _L = rf"[^\W\d_{_NUMERALS}]"  # a letter of any alphabet
-_AN = (
-    rf"(?:[^\W_{_NUMERALS}]|[\u0300-\u036f\u2011])"  # a letter, a digit, an accent of its own, a firm hyphen
-)
+_AN = rf"(?:[^\W_{_NUMERALS}]|[{_MARKS}\u2011])"  # a letter, a digit, a mark on a letter, a firm hyphen
 _END = rf"(?!{_AN})"
-_WORD = rf"{_L}{_AN}*(?:[.!?]{_L}{_AN}*)*"
-_HYPHENED = rf"(?:[dDoOlL]{_AP}{_L}{_AN}+|{_AN}+)(?:[-_](?:[dDoOlL]{_AP}{_AN}{{2,}}|{_AN}+))*"
+_LM = rf"(?:{_L}|[{_MARKS}])"  # quirk: a mark may begin a word, but stands in none with a hyphen
+_WORD = rf"{_LM}{_AN}*(?:[.!?]{_LM}{_AN}*)*"
+_HN = rf"(?:[^\W_{_NUMERALS}]|\u2011)"
+_HYPHENED = rf"(?:[dDoOlL]{_AP}{_L}{_HN}+|{_HN}+)(?:[-_](?:[dDoOlL]{_AP}{_HN}{{2,}}|{_HN}+))*"
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])+"
 _POINTED = rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:{_INITIALS}\.|[A-Za-z0-9]+))+"
 _PART = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
@@ -84,8 +97,15 @@ _AMPERSAND = r"[A-Z]+(?:&[A-Z]+)+"
 _NUMBER = r"[-+]?(?:\d*(?:[.:,]\d+)+|\d+)"
 _FRACTION = r"(?:\d{1,4}[- ])?\d{1,4}\\?/\d{1,4}(?!\d)"
 _DATE = r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}"
+# Quirk: any two to four groups of digits that are as long as those of a telephone number are one token.
+_PHONE = (
+    r"(?:\(\d{2,3}\)[ \xa0]?|\+{0,2}(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0])\d{3,4}[- \xa0]?\d{3,5}"
+    r"|(?:\+{0,2}\d{2,4}\.)?\d{2,4}\.\d{3,4}\.\d{3,5}"
+)
 _ANY_WORD = f"(?:{_WORD}|{_HYPHENED}|{_POINTED}|{_AMPERSAND}|{_NUMBER}|{_DATE}|{_FRACTION})"
 _TAIL = rf"(?:'(?i:[msd]|re|ve|ll)(?!{_L})|[’\x92](?i:[msd]|re|ve|ll))"
+_IN_URL = r"[^\s<>|\"()]"
+_ENDS_URL = r"[^\s.!?,\"<>|(){}-]"  # quirk: an apostrophe or a colon behind an address belongs to it
 _DOMAIN = r"(?:com|net|org|edu)"
 
 # The longest match is the next token, the earlier shape of two as long. Where a shape has a group, the token
@@ -98,9 +118,9 @@ _SHAPES = (
     rf"({_ANY_WORD}){_TAIL}",
     _TAIL,
     # addresses, tags, names of accounts, entities
-    r"https?://[^\s<>|\"()]+\.[^\s<>|\"()]*[^\s.!?,;:\"'<>|()]",
+    rf"(?i:https?)://{_IN_URL}+{_ENDS_URL}",
     rf"(?:[A-Za-z0-9-]+\.)+{_DOMAIN}{_END}",
-    r"www\.(?:[^\s<>|\"().]+\.)+[A-Za-z]{2,4}(?:/[^\s<>|\"()]*[^\s.!?,;:\"'<>|()])?",
+    rf"(?i:www)\.(?:[^\s<>|\"().]+\.)+[A-Za-z]{{2,4}}(?:/{_IN_URL}*{_ENDS_URL})?",
     r"[A-Za-z0-9][^\s<>|\"(),;]*@(?:[^\s<>|\"().,;:]+\.)*[^\s<>|\"().,;:!?']+",
     r"@[A-Za-z_]\w*",
     rf"#{_L}+",
@@ -110,7 +130,7 @@ _SHAPES = (
     _NUMBER,
     _DATE,
     _FRACTION,
-    r"\(\d{3}\)[ \xa0-]?\d{3}[- .]\d{4}",
+    _PHONE,
     rf"({_AP}\d\d)(?:{_SP}|$|[.,;:!?)])",
     rf"{_AP}\d\ds",
     # words
@@ -134,6 +154,7 @@ _SHAPES = (
     r"[“”‘’]{2}|\.\.\.|[?!]+|-{2,3}|\*+|@+|#+|_+|<<|>>|``|''",
     rf"[<>]?[:;=][-o*']?[()DPdp]{_END}|-_-|\^_\^",
 )
+_MARK = re.compile(f"[{_MARKS}]")
 _PATTERNS = [re.compile(shape) for shape in _SHAPES]
 _CURLY = re.compile(rf"[nN]?{_AP}(?i:t|[msd]|re|ve|ll)")
 _PLAIN = re.compile(r"[A-Za-z]+(?=\s|$)")
@@ -189,14 +210,18 @@ def _shown(token: str) -> str:
         return _CHANGED[token]
     if len(token) == 2 and token[0] in "“”‘’" and token[1] in "“”‘’":
         return _CHANGED[token[0]] + _CHANGED[token[1]]  # so two double ones become a word (quirk)
-    if _NOTHING.fullmatch(token) or token == "&nbsp;":
+    if _NOTHING.fullmatch(token) or token == "&nbsp;" or _is_stray_mark(token):
         return ""
     if token[0] in "<>:;=" and token[-1] in "()":  # a face
         return token[:-1] + _CHANGED[token[-1]]
     if _CURLY.fullmatch(token):
         return token.lower().replace("’", "'").replace("\x92", "'")
-    if token[0].isdigit() or token[0] == "<":
+    if token[0].isdigit() or token[0] in "<+":
         token = token.replace(" ", "\xa0")  # one token: a number with a fraction, or a tag
-    if re.fullmatch(r"\(\d{3}\).+", token):
+    if re.fullmatch(r"\(\d{2,3}\).+", token):
         token = token.replace("(", "-lrb-").replace(")", "-rrb-").replace(" ", "\xa0")
     return token.lower()
+
+
+def _is_stray_mark(token: str) -> bool:
+    return len(token) == 1 and unicodedata.category(token).startswith("M") and not _MARK.fullmatch(token)

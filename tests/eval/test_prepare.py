@@ -111,5 +111,26 @@ def test_score_of_llavas_answers_to_scienceqa(
     )
     assert main(["score", "scienceqa", str(tmp_path / "a.jsonl"), "--data", str(root)]) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[1].split()[-1] == "50.00"
-    assert "unparsable answers: 1" in printed
+    assert printed.splitlines()[1].split()[-1] == "12.50"  # of all eight: a missing answer is wrong there
+    assert "unparsable answers: 7" in printed
+
+
+def test_official_answers_are_compared(
+    pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = (10_000_001, 20_000_001, 1)
+    files = []
+    for name, texts in (("a", ("Yes", "Yes", "yes")), ("b", ("No", "no", "Yes"))):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        rows = [{"question_id": pid, "text": text} for pid, text in zip(ids, texts, strict=True)]
+        write_jsonl(Path(files[-1]), rows)
+    assert main(["compare", "pope", *files, "--data", str(pope)]) == 0
+    out = capsys.readouterr().out
+    assert "only A right  2" in out and "p = 0.5 (exact, two-sided)" in out
+    for words, message in (
+        (["compare", "pope", *files], "files of pope are scored first; name its official files with --data"),
+        (["compare", *files, "x", "y"], "4 words are given; name two files"),
+        (["compare", files[0]], "1 words are given; name two files"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err

@@ -38,13 +38,36 @@ class Case:
         return json.loads(self.paths()[place].read_text(encoding="utf-8"))
 
 
+def groups() -> list[str]:
+    """The first parts of all names."""
+    return sorted({case.name.split("/")[0] for case in _all()})
+
+
+def lines_with(group: str, *columns: str) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a group that have these columns, with a name for each."""
+    return [
+        (f"{case}/{number}", line)
+        for case in cases(group)
+        for place, path in enumerate(case.paths())
+        if path.suffix == ".jsonl"
+        for number, line in enumerate(case.lines(place))
+        if line.keys() >= set(columns)
+    ]
+
+
 def cases(group: str) -> list[Case]:
     """The cases whose names begin with a group, e.g. "pope"; none where the files are not there."""
     return [case for case in _all() if case.name.split("/")[0] == group]
 
 
+def expectations() -> dict[Path, dict[str, Any]]:
+    """The content of every `expected.json`."""
+    paths = sorted(GOLDEN.rglob("expected.json"))
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
 def _all() -> Iterator[Case]:
-    for path in sorted(GOLDEN.rglob("expected.json")):
-        for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+    for path, content in expectations().items():
+        for name, entry in content.items():
             if isinstance(entry, dict) and {"files", "official_result"} <= entry.keys():
                 yield Case(name, path.parent, tuple(entry["files"]), entry["official_result"])

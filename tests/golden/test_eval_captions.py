@@ -75,7 +75,7 @@ def shape(content: Any) -> str:
 
 @pytest.mark.parametrize("case", CASES or [NO_CASES], ids=str)
 def test_captions_are_the_official_ones(case: Case) -> None:
-    if case.official.keys() != {"expected", "n"}:
+    if case.official.keys() & {"CIDEr", "Bleu", "ROUGE_L"}:
         check_set(case)
         return
     fields = case.lines()[0].keys()

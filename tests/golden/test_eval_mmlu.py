@@ -19,7 +19,8 @@ def _item(cells: list[str]) -> Item:
 
 def _check_prompts(lines: list[dict[str, Any]]) -> None:
     for line in lines:
-        shots = [_item(cells) for cells in line["dev"]][: line["k"]]
+        # -1 stands for all of them
+        shots = [_item(cells) for cells in line["dev"]][: None if line["k"] == -1 else line["k"]]
         assert prompt(line["subject"], shots, _item(line["test"])) == line["prompt"], line["id"]
 
 

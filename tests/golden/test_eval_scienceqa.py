@@ -80,14 +80,22 @@ def _check_stdout(
     )
 
 
+def _split(case: Case) -> list[str]:
+    """The ids of the test split, or of the only one."""
+    place = next(place for place, path in enumerate(case.paths()) if path.name == "pid_splits.json")
+    splits = case.json(place)
+    assert "test" in splits or len(splits) == 1, f"{case}: which split?"
+    return list(splits.get("test") or next(iter(splits.values())))
+
+
 def _check_answers(case: Case) -> None:
     """LLaVA's answer file: over a split where one is named, or over what was answered."""
     files = {path.name: place for place, path in enumerate(case.paths())}
     problems = _problems(case.json(files["problems.json"]))
     place = next(place for name, place in files.items() if name.endswith(".jsonl"))
     answers = {str(line["question_id"]): line for line in case.lines(place)}
-    splits = case.json(files["pid_splits.json"]) if "pid_splits.json" in files else {"test": list(answers)}
-    texts = {pid: answers[pid]["text"] if pid in answers else FAILED for pid in splits["test"]}
+    pids = _split(case) if "pid_splits.json" in files else list(answers)
+    texts = {pid: answers[pid]["text"] if pid in answers else FAILED for pid in pids}
     options = {pid: option(llava(text), len(problems[pid].choices)) for pid, text in texts.items()}
     official, compared = case.official, 0
     if "stdout" in official:
@@ -116,7 +124,7 @@ def _check_results(case: Case) -> None:
     problems = _problems(case.json(files["problems.json"]))
     place = next(place for name, place in files.items() if name not in ("problems.json", "pid_splits.json"))
     results = case.json(place)
-    pids = case.json(files["pid_splits.json"])["test"]
+    pids = _split(case) if "pid_splits.json" in files else list(problems)
     found = {pid: results.get("results", results)[pid] for pid in pids}
     options = {pid: None if index == -1 else index for pid, index in found.items()}
     _check_nine(problems, options, case.official)

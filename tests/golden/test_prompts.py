@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,24 +16,24 @@ from data.sample import Sample
 from data.scienceqa import Problem, load_split
 from data.template import make_template
 from models.tokenizer import load_tokenizer
+from tests.golden.cases import GOLDEN, lines_with
 
 SHARED = Path(__file__).parents[2].parent / "shared"
-GOLDEN = Path(os.environ.get("MMA_GOLDEN", SHARED / "golden"))
-CASES = GOLDEN / "eval/prompts/lavin_scienceqa.jsonl"
+CASES = lines_with("prompts", "problem", "prompt_format", "use_caption")
 LLAMA = GOLDEN / "tokenizer/llama.model"
 SCIENCEQA = Path(os.environ.get("MMA_SCIENCEQA", SHARED / "scienceqa"))
 
-needs_cases = pytest.mark.skipif(not CASES.is_file(), reason=f"no golden prompts at {CASES} (MMA_GOLDEN)")
+every_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(line, id=name) for name, line in CASES]
+    or [pytest.param(None, marks=pytest.mark.skip(reason=f"no golden prompts below {GOLDEN} (MMA_GOLDEN)"))],
+)
 needs_scienceqa = pytest.mark.skipif(
     not (SCIENCEQA / "problems.json").is_file(), reason=f"no ScienceQA at {SCIENCEQA} (MMA_SCIENCEQA)"
 )
 
 # The public code swaps these two.
 SWAPPED = {"QCM-AL": "QCM-AE", "QCM-AE": "QCM-AL"}
-
-
-def cases() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in CASES.read_text().splitlines()] if CASES.is_file() else []
 
 
 def golden_problem(case: dict[str, Any]) -> Problem:
@@ -52,25 +51,17 @@ def golden_problem(case: dict[str, Any]) -> Problem:
     return Problem(pid=case["id"], image=None, **given, **unused)
 
 
-@needs_cases
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case["id"])
+@every_case
 def test_prompts_equal_the_public_ones(case: dict[str, Any]) -> None:
     sample = render(golden_problem(case), case["prompt_format"], None, captions=case["use_caption"])
     assert sample.prompt == case["prompt"]
 
 
-@needs_cases
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case["id"])
+@every_case
 def test_responses_equal_the_public_ones_but_for_two_slips(case: dict[str, Any]) -> None:
     name = SWAPPED.get(case["prompt_format"], case["prompt_format"])
     sample = render(golden_problem(case), name, None)
     assert sample.response == case["target"].removesuffix(" BECAUSE:")
-
-
-@needs_cases
-def test_both_slips_occur_in_the_golden_file() -> None:
-    assert any(case["target"].endswith("BECAUSE:") for case in cases())
-    assert {case["prompt_format"] for case in cases()} >= set(SWAPPED)
 
 
 @pytest.mark.skipif(not LLAMA.is_file(), reason=f"no LLaMA tokenizer at {LLAMA} (MMA_GOLDEN)")

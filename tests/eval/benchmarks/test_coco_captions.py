@@ -189,3 +189,26 @@ def test_a_single_letter_keeps_its_period_unless_a_sentence_begins() -> None:
     # also where it begins in the next caption, which the official tool sees
     assert tokenize_all(["vitamin C.", "The end"]) == ["vitamin c", "the end"]
     assert tokenize_all(["vitamin C.", "an end"]) == ["vitamin c.", "an end"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("see Http://X.com/a now", "see http://x.com/a now"),
+        ("http://x.com' b", "http://x.com' b"),
+        ("http://x.com: b", "http://x.com: b"),
+        ("http://x.com, b", "http://x.com b"),
+        ("call 555-1234 555-1234 now", "call 555-1234\xa0555-1234 now"),
+        ("800 555 1234", "800\xa0555\xa01234"),
+        ("10 555", "10 555"),
+        ("I. Mr. Jones", "i mr. jones"),
+        ("A. MS. x", "a ms. x"),
+        ("A. Dr. x", "a. dr. x"),
+        ("हिन्दी", "हिन्दी"),
+        ("cafe\u0301", "cafe\u0301"),
+        ("1\u0301", "1 \u0301"),
+        ("a\u0488b", "a b"),
+    ],
+)
+def test_words_that_the_official_tool_gave(caption: str, words: str) -> None:
+    assert tokenize_all([caption]) == [words]

@@ -14,7 +14,7 @@ import pytest
 from eval.benchmark import find
 from eval.errors import EvalError
 from eval.scorers.gqa import Spread, lmms_match, prediction, steps, words
-from tests.eval.benchmarks.short_answer_files import SHORT, edit, load, picture, write_json
+from tests.eval.benchmarks.short_answer_files import SHORT, edit, load, picture, write_json, write_jsonl
 
 GQA = find("gqa")
 FILE = "testdev_balanced_questions.json"
@@ -182,3 +182,17 @@ def test_predictions_must_be_complete(folder: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "twice.json", [{"questionId": "1", "prediction": "a"}] * 2)
     with pytest.raises(EvalError, match="item 2: '1' is answered a second time"):
         GQA.read(tmp_path / "twice.json")
+
+
+def test_an_official_file_is_scored_as_it_stands_and_may_hold_more(folder: Path) -> None:
+    found = {**ANSWERS, "201": "no", "202": "Light Blue", "206": "yes", "999": "cow"}
+    write_json(folder / "p.json", [{"questionId": key, "prediction": text} for key, text in found.items()])
+    scored = GQA.score(load("gqa", folder), GQA.read(folder / "p.json"))
+    right = {key: mark.score for key, mark in scored.marks.items()}
+    assert right == {"201": 1, "202": 0, "203": 0, "204": 0, "205": 0}
+
+
+def test_llavas_answer_lines_are_converted(folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [{"question_id": key, "text": text} for key, text in ANSWERS.items()])
+    answers = GQA.read(folder / "a.jsonl")
+    assert GQA.score(load("gqa", folder), answers).scores["Accuracy"].value == 2 / 5

@@ -51,7 +51,7 @@ def test_what_the_judge_is_asked(folder: Path) -> None:
     assert (first.temperature, first.max_tokens, first.draw) == (0.2, 1024, 0)
 
 
-REPLIES = {"0": "8 6\nWell.", "1": "10 x", "2": "5, 5"}
+REPLIES = {"0": "8 6\nWell.", "1": "10 x", "2": "5 5"}
 
 
 def by_question(request: Request) -> str:
@@ -60,7 +60,6 @@ def by_question(request: Request) -> str:
 
 def test_scores_of_one_run(folder: Path) -> None:
     questions = load("llava_bench", folder)
-    REPLIES["2"] = "5 5"
     reviews = JUDGED.review(questions, ANSWERS, ScriptedJudge(by_question), Setting())
     scored = JUDGED.score(questions, ANSWERS, reviews)
     # the pair that could not be read stays in the means as -1 -1
@@ -328,3 +327,35 @@ def test_means_are_rounded_before_they_are_divided() -> None:
     assert summarise(pairs) == (round(2 / 0.667 * 100, 1), 6.7, 20.0)
     assert summarise(pairs).relative != round(2 / (2 / 3) * 100, 1)
     assert summarise([Pair(0, 2)]).relative is None
+
+
+def test_grades_that_are_not_read_are_told_of(folder: Path) -> None:
+    questions = load("llava_bench", folder)
+    reviews = JUDGED.review(questions, ANSWERS, ScriptedJudge(by_question), Setting())
+    assert JUDGED.score(questions, ANSWERS, reviews).notes["warning"] == (
+        "1 of 3 reviews hold no grades and count as -1, as in the official tables"
+    )
+    reviews = JUDGED.review(questions, ANSWERS, ScriptedJudge(lambda request: "Good."), Setting())
+    scored = JUDGED.score(questions, ANSWERS, reviews)
+    assert scored.scores == {} and scored.unparsable == 3  # officially -1 of -1, which is 100 %
+    assert scored.notes["judged"] == "none of 3 reviews holds grades that can be read; try another judge"
+
+
+def test_answers_and_reviews_of_another_benchmark(folder: Path) -> None:
+    questions, judge = load("llava_bench", folder), ScriptedJudge(by_question)
+    for use in (
+        lambda: BENCH.score(questions, {"v1_1": "x"}),
+        lambda: JUDGED.review(questions, {"v1_1": "x"}, judge, Setting()),
+    ):
+        with pytest.raises(EvalError, match="holds answers to another benchmark"):
+            use()
+    assert judge.asked == []
+    path = folder / "review.jsonl"
+    line = {"question_id": 0, "category": "generic", "tuple": [8, 7], "content": "8 7"}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(EvalError, match="line 1: holds answers to another benchmark than llava_bench"):
+        JUDGED.read(path)
+    line["category"] = "llava_bench_conv"
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(EvalError, match="line 1: holds answers to another benchmark than vicuna80"):
+        judged_part("vicuna80").read(path)

@@ -221,3 +221,13 @@ def _slow_distance(one: str, other: str) -> int:
 )
 def test_edit_distance_is_that_of_a_plain_recursion(one: str, other: str) -> None:
     assert edit_distance(one, other) == _slow_distance(one, other)
+
+
+def test_an_extraction_may_be_a_number_or_a_list(folder: Path) -> None:
+    path = folder / "results.json"
+    found = {"1": {"extraction": 4.0}, "2": {"extraction": ["a", 1]}, "3": {"extraction": 1.23}}
+    path.write_text(json.dumps(found), encoding="utf-8")
+    answers = MATHVISTA.read(path)
+    assert answers == {"1": "4.0", "2": "['a', 1]", "3": "1.23"}
+    scored = MATHVISTA.score(MATHVISTA.load(folder, "testmini", folder), answers)
+    assert (scored.marks["1"], scored.marks["3"]) == (Mark("4", 1.0), Mark("1.2", 1.0))

@@ -15,6 +15,7 @@ from eval.scorers.mmbench import Rotation, first_pass, hits, report
 from eval.scorers.options import infer, infer_2023
 from eval.scores import Mark
 from tests.eval.benchmarks.options_files import in_base64, write_tsv
+from tests.eval.benchmarks.short_answer_files import write_jsonl
 
 MMBENCH = find("mmbench")
 COLUMNS = (
@@ -255,3 +256,10 @@ def test_a_group_without_its_first_row_is_passed_over() -> None:
     assert hit == {2: False}
     assert report(rotations, hit)["none"]["Overall"].count == 1
     assert first_pass(rotations).value == 1.0
+
+
+def test_llavas_answer_lines(folder: Path) -> None:
+    write_jsonl(
+        folder / "a.jsonl", [{"question_id": 3, "text": "B"}, {"question_id": 1_000_003, "text": "A"}]
+    )
+    assert MMBENCH.read(folder / "a.jsonl") == {"3": "B", "1000003": "A"}

@@ -9,7 +9,7 @@ import pytest
 from eval.benchmark import find
 from eval.errors import EvalError
 from eval.scorers.mme import TASKS, bare, lmms, read, task
-from tests.eval.benchmarks.short_answer_files import SHORT, load, picture
+from tests.eval.benchmarks.short_answer_files import SHORT, load, picture, write_jsonl
 
 MME = find("mme")
 RELEASE = "MME_Benchmark_release_version"
@@ -198,3 +198,17 @@ def test_broken_result_files(folder: Path, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(EvalError, match="color.txt: no such file"):
         MME.read(tmp_path / "results")
+
+
+def test_llavas_answer_lines(folder: Path) -> None:
+    answers = all_right(folder)
+    lines = [
+        {
+            "question_id": f"{one.facts['category']}/images/{one.images[0].name}",
+            "prompt": one.prompt,
+            "text": answers[one.id],
+        }
+        for one in load("mme", folder)
+    ]
+    write_jsonl(folder / "answers.jsonl", lines)
+    assert MME.read(folder / "answers.jsonl") == answers

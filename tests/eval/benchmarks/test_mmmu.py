@@ -214,3 +214,20 @@ def test_open_answers_are_compared_as_officially() -> None:
 def test_random_options_are_those_of_the_official_seed() -> None:
     draw = official_draw()
     assert [draw("ABCD") for _ in range(4)] == ["A", "A", "C", "B"]
+
+
+def test_parsed_answers_are_compared_as_they_stand(folder: Path) -> None:
+    path = folder / "answers.json"
+    found = {"validation_Art_1": "B", "validation_Math_1": "(A)", "validation_Math_2": "It is 4."}
+    path.write_text(json.dumps(found), encoding="utf-8")
+    scored = MMMU.score(_load(folder), MMMU.read(path))
+    assert scored.marks["validation_Art_1"] == Mark("B", 1.0)
+    assert scored.marks["validation_Math_1"] == Mark(None, 0.0)  # a parser would have read A
+    assert scored.marks["validation_Math_2"].score == 1.0
+
+
+def test_one_output_file_of_a_subject(folder: Path) -> None:
+    path = folder / "output.json"
+    path.write_text(json.dumps([{"id": "validation_Math_1", "response": "(A)"}]), encoding="utf-8")
+    scored = MMMU.score(_load(folder), MMMU.read(path))
+    assert scored.marks == {"validation_Math_1": Mark("A", 1.0)}

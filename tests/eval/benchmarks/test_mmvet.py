@@ -243,3 +243,29 @@ def test_grades_of_other_or_too_few_questions(folder: Path) -> None:
     write_json(folder / "out.json", {"v1_0": 3})
     with pytest.raises(EvalError, match=r"out.json: v1_0 is 3, not a text"):
         MMVET.read(folder / "out.json")
+
+
+def test_llavas_answer_lines_have_bare_numbers(folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", [{"question_id": 0, "text": "x"}, {"question_id": 12, "text": ""}])
+    assert MMVET.read(folder / "a.jsonl") == {"v1_0": "x", "v1_12": ""}
+
+
+def test_grades_of_the_whole_set_score_the_set_for_bard(folder: Path) -> None:
+    grades = {key: [Review("gpt", "", (grade,))] for key, grade in zip(ANSWERS, (0.5, 1.0, 0.1), strict=True)}
+    questions = load("mmvet", folder, "bard_set")
+    scored = JUDGED.score(questions, {}, grades)
+    assert scored.scores["total"].value == pytest.approx(0.3)
+    with pytest.raises(EvalError, match="1 reviews belong to no question"):
+        JUDGED.score(questions, {}, {**grades, "v1_9": grades["v1_0"]})
+
+
+def test_answers_to_another_benchmark(folder: Path) -> None:
+    questions, judge = load("mmvet", folder), ScriptedJudge(lambda request: "0.5")
+    for use in (
+        lambda: MMVET.score(questions, {"7": "x"}),
+        lambda: JUDGED.review(questions, {"7": "x"}, judge, Setting()),
+        lambda: JUDGED.score(questions, {}, {"7": [Review("gpt", "", (0.5,))]}),
+    ):
+        with pytest.raises(EvalError, match="holds answers to another benchmark"):
+            use()
+    assert judge.asked == []

@@ -173,7 +173,7 @@ def test_an_empty_list_is_refused(folder: Path) -> None:
 
 def test_answers_must_be_complete_and_of_this_set(folder: Path) -> None:
     questions = load("pope", folder)
-    with pytest.raises(EvalError, match="8 of 9 questions have no answer"):
+    with pytest.raises(EvalError, match="2 of 3 questions have no answer"):
         POPE.score(questions, {"1": "Yes"})
     with pytest.raises(EvalError, match="1 answers belong to no question .the first is 'x'."):
         POPE.score(questions, {**ANSWERS, "x": "Yes"})
@@ -190,3 +190,39 @@ def test_broken_answer_files(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(EvalError, match="holds no answers"):
         POPE.read(path)
+
+
+def test_popes_own_lines_name_no_ids(folder: Path) -> None:
+    questions = load("pope", folder)
+    lines = [{"question": one.prompt.partition("\n")[0], "answer": ANSWERS[one.id]} for one in questions]
+    write_jsonl(folder / "all.jsonl", lines)
+    assert POPE.score(questions, POPE.read(folder / "all.jsonl")) == POPE.score(questions, ANSWERS)
+    write_jsonl(folder / "popular.jsonl", lines[3:6])
+    scored = POPE.score(questions, POPE.read(folder / "popular.jsonl"))
+    assert scored.scores["mean F1"].value == scored.scores["popular F1 score"].value == pytest.approx(2 / 3)
+    assert "random F1 score" not in scored.scores
+    assert scored.notes["warning"] == "mean F1 is over popular alone; random, adversarial not answered"
+    write_jsonl(folder / "bare.jsonl", [{"answer": line["answer"]} for line in lines])
+    assert POPE.score(questions, POPE.read(folder / "bare.jsonl")) == POPE.score(questions, ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            [{"answer": "Yes"}] * 3,
+            "stand in the order of random or of popular or of adversarial; give each line",
+        ),
+        ([{"answer": "Yes"}] * 4, "the 4 answers stand in the order of no list"),
+        ([{"question": "Is it?", "answer": "Yes"}] * 9, "the 9 answers stand in the order of no list"),
+    ],
+)
+def test_answers_of_no_list(folder: Path, lines: list[dict[str, str]], said: str) -> None:
+    write_jsonl(folder / "a.jsonl", lines)
+    with pytest.raises(EvalError, match=said):
+        POPE.score(load("pope", folder), POPE.read(folder / "a.jsonl"))
+
+
+def test_one_list_alone_by_ids(folder: Path) -> None:
+    scored = POPE.score(load("pope", folder), {key: ANSWERS[key] for key in ("1", "2", "3")})
+    assert {name.split()[0] for name in scored.scores} == {"mean", "adversarial"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,15 @@ def test_missing_and_foreign_things_are_named(folder: Path) -> None:
         EvalError, match="answers.jsonl: line 1: 'one line' is no prompt of TextVQA in 1 lines"
     ):
         TEXTVQA.read(folder / "answers.jsonl")
+
+
+def test_the_list_for_evalai_names_questions_by_number(folder: Path) -> None:
+    content = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
+    for number, one in enumerate(content["data"], 34602):
+        one["question_id"] = number
+    write_json(folder / QUESTIONS, content)
+    rows = [{"question_id": 34602 + place, "answer": text} for place, text in enumerate(ANSWERS.values())]
+    write_json(folder / "answers.json", rows)
+    questions = load("textvqa", folder)
+    answers = TEXTVQA.read(folder / "answers.json")
+    assert TEXTVQA.score(questions, answers) == TEXTVQA.score(questions, ANSWERS)

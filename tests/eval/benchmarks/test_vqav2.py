@@ -11,7 +11,7 @@ import pytest
 from eval.benchmark import find
 from eval.errors import EvalError
 from eval.scorers.vqa import lmms, official
-from tests.eval.benchmarks.short_answer_files import SHORT, edit, load, picture, write_json
+from tests.eval.benchmarks.short_answer_files import SHORT, edit, load, picture, write_json, write_jsonl
 
 VQAV2 = find("vqav2")
 VAL = "v2_OpenEnded_mscoco_val2014_questions.json"
@@ -192,3 +192,28 @@ def test_answers_must_be_complete(folder: Path, tmp_path: Path) -> None:
     questions_file(folder / TEST, (1, 7, "Who?"))
     with pytest.raises(EvalError, match="question 7001 is not among the test questions; fetch"):
         VQAV2.write(tmp_path / "upload.json", questions, {"7001": "a"})
+
+
+def test_an_official_file_is_scored_as_it_stands(folder: Path) -> None:
+    rows = [
+        {"question_id": 42000, "answer": "Yes"},  # ten times "yes": nothing is normalised, so wrong
+        {"question_id": 42001, "answer": "Two."},
+        {"question_id": 42002, "answer": "dog"},
+        {"question_id": 42003, "answer": "it 's red"},
+    ]
+    write_json(folder / "results.json", rows)
+    answers = VQAV2.read(folder / "results.json")
+    scored = VQAV2.score(load("vqav2", folder), answers)
+    assert [scored.marks[str(key)].score for key in (42000, 42001, 42002, 42003)] == pytest.approx(
+        [0, 1, 0.6, 0]
+    )
+    assert [*scored.notes] == ["official"]
+    VQAV2.write(folder / "again.json", load("vqav2", folder), answers)
+    assert json.loads((folder / "again.json").read_text()) == rows
+
+
+def test_llavas_answer_lines_are_texts_of_a_model(folder: Path) -> None:
+    lines = [{"question_id": int(key), "prompt": "", "text": text} for key, text in ANSWERS.items()]
+    write_jsonl(folder / "answers.jsonl", lines)
+    answers = VQAV2.read(folder / "answers.jsonl")
+    assert VQAV2.score(load("vqav2", folder), answers) == VQAV2.score(load("vqav2", folder), ANSWERS)
