@@ -19,6 +19,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Unlike the others these three say nothing about the answer, and reconstructions lack them.
 NULLABLE_FIELDS = ("topic", "category", "skill")
 TEXT_FIELDS = ("question", "hint", "task", "grade", "subject", "lecture", "solution", "split")
+# What no score depends on; data published for scoring leave some of it out, or blank.
+UNSCORED = {"question": "(left out)", **dict.fromkeys(("task", "lecture", "solution"), "")} | dict.fromkeys(
+    NULLABLE_FIELDS
+)
 FIELDS = (*TEXT_FIELDS, *NULLABLE_FIELDS, "image", "choices", "answer")
 
 
@@ -98,11 +102,12 @@ def load_captions(root: Path) -> dict[str, str]:
     return captions
 
 
-def load_problems(root: Path) -> dict[str, Problem]:
-    """Every problem by id, in the order of `problems.json`."""
+def load_problems(root: Path, *, scoring: bool = False) -> dict[str, Problem]:
+    """Every problem by id, in the order of `problems.json`; for scoring alone it may lack `UNSCORED`."""
     captions = load_captions(root)
     problems: dict[str, Problem] = {}
-    for pid, row in load_rows(root).items():
+    for pid, given in load_rows(root).items():
+        row = _completed(given) if scoring and isinstance(given, dict) else given
         faults = row_faults(pid, row)
         if faults:
             raise DataError(
@@ -113,6 +118,11 @@ def load_problems(root: Path) -> dict[str, Problem]:
     return problems
 
 
+def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what no score depends on."""
+    return {**UNSCORED, **{name: value for name, value in row.items() if value or name not in UNSCORED}}
+
+
 def problem_of(pid: str, row: Mapping[str, Any], caption: str | None) -> Problem:
     """The problem of a row without faults."""
     fields = {name: row[name] for name in FIELDS}
@@ -120,12 +130,12 @@ def problem_of(pid: str, row: Mapping[str, Any], caption: str | None) -> Problem
     return Problem(pid=pid, caption=caption, **fields)
 
 
-def load_split(root: Path, split: str) -> list[Problem]:
-    """The problems of one split, in the order of `pid_splits.json`."""
+def load_split(root: Path, split: str, *, scoring: bool = False) -> list[Problem]:
+    """The problems of one split, in the order of `pid_splits.json`; `scoring` as for all of them."""
     splits = load_splits(root)
     if split not in splits:
         raise DataError(f"{root / 'pid_splits.json'}: no split {split!r}; it has {', '.join(splits)}")
-    problems = load_problems(root)
+    problems = load_problems(root, scoring=scoring)
     missing = [pid for pid in splits[split] if pid not in problems]
     if missing:
         raise DataError(

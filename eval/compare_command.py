@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
             )
         sides = [_marked(name, path, options.data, options.split) for path in files]
     else:
-        problems = load_problems(options.data) if options.data is not None else None
+        problems = load_problems(options.data, scoring=True) if options.data is not None else None
         sides = [_told(path, problems) for path in files]
     print(compare(*sides).table())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.scienceqa import Problem, load_problems, load_split
 from eval import benchmark as registry
+from eval.answer_files import for_scoring
 from eval.benchmark import Benchmark, Question
 from eval.benchmarks.scienceqa import read_llava, score_llava
 from eval.errors import EvalError
@@ -70,7 +71,7 @@ def _named(words: list[str]) -> tuple[str, Path]:
 def scored_file(benchmark: Benchmark, path: Path, data: Path, split: str | None) -> Scored:
     """The scores of a result file, of official answers, or of a judge's reviews."""
     split = benchmark.known(split or benchmark.splits[0])
-    with tempfile.TemporaryDirectory() as unpacked:
+    with tempfile.TemporaryDirectory() as unpacked, for_scoring():
         questions = benchmark.load(data, split, Path(unpacked))
         half = judged(benchmark.name)
         if half is None or _is_result(path):
@@ -126,8 +127,8 @@ def _of_result(path: Path, result: Result, questions: list[Question]) -> dict[st
 def _scienceqa(path: Path, data: Path, split: str | None) -> Scored:
     """Options by their index, as ScienceQA's own files have them; LLaVA's answers over a whole split."""
     if path.is_file() and not _is_result(path) and (given := read_llava(path)) is not None:
-        return score_llava(path, given, load_split(data, split or "test"))
-    problems = load_problems(data)
+        return score_llava(path, given, load_split(data, split or "test", scoring=True))
+    problems = load_problems(data, scoring=True)
     predictions = with_gold(path, read_predictions(path), problems)
     if split is not None:
         predictions = _of_split(path, data, split, predictions)
@@ -140,7 +141,7 @@ def _of_split(
     path: Path, data: Path, split: str, predictions: Mapping[str, Prediction]
 ) -> dict[str, Prediction]:
     """The predictions of one split, which must be complete."""
-    pids = [problem.pid for problem in load_split(data, split)]
+    pids = [problem.pid for problem in load_split(data, split, scoring=True)]
     if not pids:
         raise EvalError(f"{data}: split {split!r} is empty; name another")
     missing = [pid for pid in pids if pid not in predictions]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import add_answer, read_answers, refuse_none
+from eval.answer_files import add_answer, only_scoring, read_answers, refuse_none
 from eval.benchmark import SHORT, Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
 from eval.files import ANEW, read_text
@@ -52,12 +52,15 @@ def _task(folder: Path, name: str) -> list[Question]:
         )
     found = {path: [pictures / f"{path.stem}{suffix}" for suffix in PICTURES] for path in files}
     existing = {path: [one for one in some if one.is_file()] for path, some in found.items()}
-    if missing := [path for path in files if not existing[path]]:
+    missing = [path for path in files if not existing[path]]
+    if missing and not only_scoring():
         raise EvalError(
             f"mme: {len(missing)} of {len(files)} pictures of {name} are missing (the first is "
             f"{found[missing[0]][0]}); `python -m eval prepare mme` says where they are published"
         )
-    return [question for path in files for question in _questions(path, existing[path][0], name)]
+    return [
+        question for path in files for question in _questions(path, (existing[path] or found[path])[0], name)
+    ]
 
 
 def _questions(path: Path, picture: Path, name: str) -> list[Question]:

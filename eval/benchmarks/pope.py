@@ -50,7 +50,10 @@ def load(folder: Path, split: str, unpacked: Path) -> list[Question]:
 
 def _questions(folder: Path, name: str) -> list[Question]:
     questions: dict[str, Question] = {}
-    for row in read_lines(folder / _list(name)):
+    path = folder / _list(name)
+    if not path.is_file() and (folder / path.name).is_file():  # as LLaVA's readers keep them
+        path = folder / path.name
+    for row in read_lines(path):
         label = row.text("label")
         if label not in ("yes", "no"):
             raise EvalError(f"{row.where}: label is {label!r}, not yes or no; fetch the file again")
@@ -68,7 +71,7 @@ def _questions(folder: Path, name: str) -> list[Question]:
             facts={"category": name, "image": row.text("image")},
         )
     if not questions:
-        raise EvalError(f"{folder / _list(name)}: holds no questions; fetch the file again")
+        raise EvalError(f"{path}: holds no questions; fetch the file again")
     return list(questions.values())
 
 

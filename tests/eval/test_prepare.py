@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import main
+from eval.benchmark import find
+from eval.errors import EvalError
 from eval.scores import Score
 from tests.eval.benchmarks.short_answer_files import picture, write_jsonl
+from tests.eval.test_end_to_end import make_set
 
 LISTS = ("random", "popular", "adversarial")
 
@@ -134,3 +137,32 @@ def test_official_answers_are_compared(
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pope", "mme", "gqa", "vqav2", "textvqa", "mathvista", "llava_bench"])
+def test_answers_are_scored_without_pictures(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_set(name, tmp_path / "set")
+    benchmark = find(name)
+    questions = benchmark.load(data, benchmark.splits[0], tmp_path / "unpacked")
+    answers = tmp_path / f"answers{benchmark.suffix}"
+    benchmark.write(answers, questions, {question.id: "Yes" for question in questions})
+    for path in {image for question in questions for image in question.images}:
+        path.unlink()
+    with pytest.raises(EvalError, match="pictures"):
+        benchmark.load(data, benchmark.splits[0], tmp_path / "unpacked")
+    assert main(["score", name, str(answers), "--data", str(data)]) == 0
+    assert "scores" in capsys.readouterr().out or benchmark.name != "llava_bench"
+
+
+def test_a_set_that_was_published_for_scoring(root: Path, tmp_path: Path) -> None:
+    rows = json.loads((root / "problems.json").read_text())
+    (tmp_path / "p.json").write_text(json.dumps({pid: row["answer"] for pid, row in rows.items()}))
+    for row in rows.values():
+        row["question"] = ""
+        for field in ("task", "category", "skill"):
+            del row[field]
+    (root / "problems.json").write_text(json.dumps(rows))
+    assert main(["score", str(tmp_path / "p.json"), "--data", str(root)]) == 0
+    assert main(["scienceqa", "--data", str(root), "--adapter", "x", "--out", str(tmp_path / "o")]) == 2
