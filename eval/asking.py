@@ -27,7 +27,7 @@ from eval.columns import Column, Opened, adapter_folder, open_columns, prompting
 from eval.errors import EvalError
 from eval.results import versions
 from eval.runner import Asked, Asker, Who, answering, noise_instead
-from eval.settings import Decode, Settings, load_questions
+from eval.settings import Settings, Way, load_questions
 from eval.stream import Line, Part
 from eval.unreadable import grey_instead, unreadable
 
@@ -51,9 +51,9 @@ def ask(settings: Settings, parts: Path, shard: tuple[int, int] = (0, 1)) -> Non
     part = Part(parts, _head(settings, benchmark, questions, opened), shard)
     asking = _Asking(settings, benchmark, opened, part, questions, bad)
     try:
-        for decode in settings.decodes:
+        for way in settings.ways:
             for columns in _together(opened):
-                asking.ask(columns, decode, share)
+                asking.ask(columns, way, share)
     finally:
         part.close()
 
@@ -66,9 +66,9 @@ def device_of(name: str) -> str:
     return name if name != "auto" else "cuda" if available else "cpu"
 
 
-def label_of(settings: Settings, column: Column, decode: Decode) -> str:
+def label_of(settings: Settings, column: Column, way: Way) -> str:
     """The name of a column's answers."""
-    return column.name if len(settings.decodes) == 1 else f"{column.name}, {decode}"
+    return column.name if len(settings.ways) == 1 else f"{column.name}, {way}"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class _Asking:
     questions: Sequence[Question]  # all of them, whoever asks which
     bad: Collection[Path]  # pictures that cannot be decoded
 
-    def ask(self, columns: Sequence[Column], decode: Decode, share: Sequence[Question]) -> None:
+    def ask(self, columns: Sequence[Column], way: Way, share: Sequence[Question]) -> None:
         """Asks some columns, in one pass, what they have not answered yet."""
         wanted = [
             (column, question)
             for question in share
             for column in columns
-            if (label_of(self.settings, column, decode), question.id) not in self.part.done
+            if (label_of(self.settings, column, way), question.id) not in self.part.done
         ]
         if not wanted:
             return
@@ -96,38 +96,40 @@ class _Asking:
         together = len(columns) > 1
         with nullcontext() if together else self.opened.asking(columns[0]), self._bar(len(wanted)) as bar:
             for start in range(0, len(wanted), SLICE):
-                self._ask_some(asker, wanted[start : start + SLICE], decode, together, bar)
+                self._ask_some(asker, wanted[start : start + SLICE], way, together, bar)
 
     def _ask_some(
         self,
         asker: Asker,
         wanted: Sequence[tuple[Column, Question]],
-        decode: Decode,
+        way: Way,
         together: bool,
         bar: tqdm[Any],
     ) -> None:
         asked = [(column, self._sample(question, column)) for column, question in wanted]
-        for way in ("choice", "generate"):
-            # Where there is nothing to choose from, the answer is written.
-            own = [each for each in asked if _chosen(decode, each[1]) == (way == "choice")]
+        # Where there is nothing to choose from, the answer is written.
+        choices = [each for each in asked if way.decode == "choice" and len(each[1].options) > 1]
+        texts = [each for each in asked if way.decode != "choice" or len(each[1].options) < 2]
+        for own, chosen in ((choices, True), (texts, False)):
             if not own:
                 continue
             who = [column.held for column, _ in own] if together else None
-            coming = self._coming(asker, [sample for _, sample in own], who, way)
+            samples = [sample for _, sample in own]
+            coming = self._coming(asker, samples, who, None if chosen else way.beams)
             cut = set(coming.truncated)
             for index, prediction in coming.coming:
                 column, sample = own[index]
-                label = label_of(self.settings, column, decode)
+                label = label_of(self.settings, column, way)
                 grey = any(image in self.bad for image in sample.images)
                 self.part.add(Line(label, sample.id, prediction, sample.id in cut, grey))
                 bar.update()
 
-    def _coming(self, asker: Asker, samples: Sequence[Sample], who: Who, way: str) -> Asked:
+    def _coming(self, asker: Asker, samples: Sequence[Sample], who: Who, beams: int | None) -> Asked:
         settings = self.settings
-        if way == "choice":
+        if beams is None:
             return choosing(asker, samples, who, by_length=settings.by_length)
         longest = settings.max_new_tokens or self.benchmark.max_new_tokens
-        return answering(asker, samples, who, max_new_tokens=longest, beams=settings.beams)
+        return answering(asker, samples, who, max_new_tokens=longest, beams=beams)
 
     def _sample(self, question: Question, column: Column) -> Sample:
         sample = self.benchmark.sample(question, column.prompting)
@@ -149,10 +151,6 @@ class _Asking:
 
     def _bar(self, answers: int) -> tqdm[Any]:
         return tqdm(total=answers, unit="answer", delay=2, leave=False)
-
-
-def _chosen(decode: Decode, sample: Sample) -> bool:
-    return decode == "choice" and len(sample.options) > 1
 
 
 def _check_prompts(settings: Settings, benchmark: Benchmark, questions: Sequence[Question]) -> None:
@@ -193,17 +191,18 @@ def _head(
     for name in ("adapters", "tokens_per_batch"):  # told by column; of no matter to the answers
         told.pop(name)
     columns = {
-        label_of(settings, column, decode): {
+        label_of(settings, column, way): {
             "adapter": None if column.folder is None else str(column.folder),
             "format": column.prompting.format,
             "captions": column.prompting.captions,
             "template": column.prompting.template,
             "modalities": list(column.prompting.modalities),
-            "decode": decode,
+            "decode": way.decode,
+            "beams": way.beams,
             "digests": dict(column.digests),
         }
         for column in opened.columns
-        for decode in settings.decodes
+        for way in settings.ways
     }
     return {
         "settings": {

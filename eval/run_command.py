@@ -124,7 +124,14 @@ def _add_asking(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
         default="error",
         help="what to do with a picture that cannot be decoded: stop, or show grey instead (default: error)",
     )
-    _add_number(parser, "--beams", 1, "beams of the search for a written answer; 1 is greedy")
+    parser.add_argument(
+        "--beams",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="beams of the search for a written answer, 1 is greedy; several stand side by side (default: 1)",
+    )
     _add_number(parser, "--max-new-tokens", None, f"longest answer (default: {benchmark.max_new_tokens})")
 
 
@@ -132,7 +139,7 @@ def run(options: argparse.Namespace) -> None:
     """Asks a model every question of a split, writes the result files, prints the scores."""
     _check(options)
     settings = settings_of(options)
-    several = len(settings.adapters) + settings.with_base > 1 or len(settings.decodes) > 1
+    several = settings.columns * len(settings.ways) > 1
     check_writable(options.out / "x" if several else options.out)
     parts = options.out.with_name(options.out.name + ".parts")
     try:
@@ -152,7 +159,7 @@ def _check(options: argparse.Namespace) -> None:
         raise EvalError(f"--processes is {options.processes}; it must be at least 1")
     if options.processes > 1 and options.shard is not None and not is_child():
         raise EvalError("--processes shares the questions itself; leave --shard out")
-    if options.beams > 1 and options.decode == "choice":
+    if max(options.beams) > 1 and options.decode == "choice":
         raise EvalError("--beams is for answers that are written; take --decode generate or both")
 
 
@@ -209,10 +216,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
     from eval.settings import Settings  # noqa: PLC0415
 
     given = vars(options)
-    names = {field.name for field in fields(Settings)} - {"base", "adapters"}
-    return Settings(
-        adapters=tuple(options.adapters), base=given_base(options), **{name: given[name] for name in names}
-    )
+    names = {field.name for field in fields(Settings)} - {"base", "adapters", "beams"}
+    told = {name: given[name] for name in names}
+    lists = {"adapters": tuple(options.adapters), "beams": tuple(options.beams)}
+    return Settings(base=given_base(options), **lists, **told)
 
 
 def share(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
@@ -220,7 +227,6 @@ def share(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
     from eval.settings import load_questions  # noqa: PLC0415
 
     _, questions = load_questions(settings, parts)  # here too, so that what is wrong is told once
-    columns = 1 if settings.no_adapter else len(settings.adapters) + settings.with_base
     count = options.processes
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -232,7 +238,7 @@ def share(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
             own = environment | ({"CUDA_VISIBLE_DEVICES": cards[index % len(cards)]} if cards else {})
             command = [sys.executable, "-m", "eval", *options.arguments, "--shard", f"{index}/{count}"]
             children.append(subprocess.Popen(command, env=own))
-        _wait(children, parts, len(questions) * columns * len(settings.decodes))
+        _wait(children, parts, len(questions) * settings.columns * len(settings.ways))
     finally:
         for child in children:
             child.kill()

@@ -11,7 +11,16 @@ from eval import benchmark as registry
 from eval.benchmark import Benchmark, Question
 from eval.errors import EvalError
 
-Decode = Literal["choice", "generate"]
+
+@dataclass(frozen=True)
+class Way:
+    """How questions are answered: by the likeliest option, or in text by so many beams (1: greedy)."""
+
+    decode: Literal["choice", "generate"]
+    beams: int = 1
+
+    def __str__(self) -> str:
+        return self.decode if self.beams == 1 else f"{self.decode}, {self.beams} beams"
 
 
 @dataclass(frozen=True)
@@ -32,21 +41,28 @@ class Settings:
     long: Literal["error", "truncate"] = "error"
     unreadable: Literal["error", "grey"] = "error"  # what becomes of a picture that cannot be decoded
     max_new_tokens: int | None = None  # None: the benchmark's own
-    beams: int = 1  # of what is written; 1: greedy
+    beams: tuple[int, ...] = (1,)  # of what is written; 1: greedy; several: side by side
     tokens_per_batch: int = 4096
     device: str = "auto"
     base: dict[str, Any] = field(default_factory=dict)  # settings of the base that differ from the adapter's
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "tokens_per_batch", "beams"):
-            value = getattr(self, name)
+        numbers = (("max-new-tokens", self.max_new_tokens), ("tokens-per-batch", self.tokens_per_batch))
+        for name, value in (*numbers, *(("beams", beams) for beams in self.beams)):
             if value is not None and value < 1:
-                raise EvalError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+                raise EvalError(f"--{name} is {value}; it must be at least 1")
 
     @property
-    def decodes(self) -> tuple[Decode, ...]:
+    def ways(self) -> tuple[Way, ...]:
         """The ways in which every column answers."""
-        return ("choice", "generate") if self.decode == "both" else (self.decode,)
+        chosen = (Way("choice"),) if self.decode != "generate" else ()
+        written = tuple(Way("generate", beams) for beams in dict.fromkeys(self.beams))
+        return chosen if self.decode == "choice" else (*chosen, *written)
+
+    @property
+    def columns(self) -> int:
+        """How many are asked, each in every way."""
+        return 1 if self.no_adapter else len(self.adapters) + self.with_base
 
 
 def load_questions(settings: Settings, parts: Path) -> tuple[Benchmark, list[Question]]:

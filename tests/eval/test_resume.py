@@ -219,6 +219,24 @@ def test_noise_does_not_depend_on_who_asks_which(root: Path, adapters: list[Path
     assert answers(tmp_path / "out.json") == answers(tmp_path / "whole.json")
 
 
+def test_greedy_beams_and_choice_side_by_side(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    rest = ("--adapter", adapters[0], "--max-new-tokens", "12")
+    together = tmp_path / "together"
+    assert main(arguments(root, together, *rest, "--decode", "both", "--beams", "1", "3")) == 0
+    name, texts = adapters[0].name, {}
+    for label, alone in (
+        ("choice", ("--decode", "choice")),
+        ("generate", ("--decode", "generate")),
+        ("generate-3-beams", ("--decode", "generate", "--beams", "3")),
+    ):
+        assert main(arguments(root, tmp_path / "alone.json", *rest, *alone)) == 0
+        one, other = (answers(path) for path in (tmp_path / "alone.json", together / f"{name}-{label}.json"))
+        assert one == other
+        texts[label] = [made["text"] for made in one["predictions"].values()]
+    assert len(list(together.iterdir())) == 3
+    assert texts["generate"] != texts["generate-3-beams"]
+
+
 def test_adapters_get_names_that_no_other_has() -> None:
     assert _names([Path("/x/a-2"), Path("/x/a"), Path("/y/a"), Path("/x/base")]) == [
         "a-2", "a", "a-3", "base-2",
@@ -352,7 +370,7 @@ def test_adapters_of_different_bases_are_not_asked_together(
             "--processes shares the questions itself; leave --shard out",
         ),
         (["--beams", "5"], "--beams is for answers that are written"),
-        (["--beams", "0", "--decode", "generate"], "--beams is 0; it must be at least 1"),
+        (["--beams", "1", "0", "--decode", "generate"], "--beams is 0; it must be at least 1"),
     ],
 )
 def test_settings_that_say_nothing(
