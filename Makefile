@@ -34,12 +34,13 @@ $(VENV)/ready-to-test: $(VENV)/ready pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
 
-# What the first environment has is seen here too; what differs is installed over it.
+# What the first environment has is seen here too; what differs is installed over it. The library datasets
+# patches a module that filelock has no more from 4.3 on.
 $(LMMS)/ready: $(VENV)/ready-to-test
 	test -x $(LMMS)/bin/python || $(RUN) -m venv $(LMMS)
 	$(LMMS)/bin/python -c "import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], 'first.pth').write_text(sys.argv[1])" \
 		"$$($(RUN) -c 'import site; print(site.getsitepackages()[0])')"
-	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[lmms-eval]"
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[lmms-eval]" "filelock<4.3"
 	touch $@
 
 clean:
