@@ -21,6 +21,7 @@ from eval.scorers.mathvista import KEYS, MULTI_CHOICE, Problem, names_choice, no
 from eval.scores import Mark, Score, Scored
 
 SOURCE = "https://huggingface.co/datasets/AI4Math/MathVista"
+HIDDEN = ""  # stands where the answers of the test split would
 ANSWER_TYPES = ("text", "integer", "float", "list")
 
 
@@ -33,14 +34,14 @@ def load(folder: Path, split: str, unpacked: Path) -> list[Question]:
     """The problems in the order of the file."""
     path = folder / f"{split}.json"
     rows = {pid: row_of(value, f"{path}: problem {pid}") for pid, value in read_object(path).items()}
-    questions = [_question(pid, row, folder) for pid, row in rows.items()]
+    questions = [_question(pid, row, folder, split == "test") for pid, row in rows.items()]
     if not questions:
         raise EvalError(f"{path}: holds no problem; fetch the file again")
     check_present("mathvista", [question.images[0] for question in questions])
     return questions
 
 
-def _question(pid: str, row: Row, folder: Path) -> Question:
+def _question(pid: str, row: Row, folder: Path, hidden: bool) -> Question:
     _check(row)
     problem = _problem(row.values)
     letters = tuple(chr(ord("A") + place) for place in range(len(problem.choices or ())))
@@ -49,7 +50,7 @@ def _question(pid: str, row: Row, folder: Path) -> Question:
         row.text("query"),
         (folder / row.text("image"),),
         letters if problem.question_type == MULTI_CHOICE else (),
-        row.text("answer"),
+        (row.text("answer", HIDDEN) or None) if hidden else row.text("answer"),
         {"row": dict(row.values), "keys": _keys(row), "choices": problem.choices},
     )
 
@@ -103,13 +104,16 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     check_complete(BENCHMARK, answered, answers)
     problems = {question.id: _problem(question.facts["row"]) for question in answered}
     read = {key: _prediction(answers[key], problem) for key, problem in problems.items()}
+    nothing = list(read.values()).count(None)
+    if answered and all(question.gold is None for question in answered):
+        return Scored({}, {key: Mark(text, None) for key, text in read.items()}, nothing)
     right = {question.id: read[question.id] == question.gold for question in answered}
     table = report([(question.facts["keys"], right[question.id]) for question in answered])
     unclear = [key for key, problem in problems.items() if _unclear(answers[key], problem)]
     return Scored(
         _named(table),
         {key: Mark(text, float(right[key])) for key, text in read.items()},
-        list(read.values()).count(None),
+        nothing,
         {"unclear without a model": unclear},
     )
 
@@ -135,7 +139,7 @@ def write(path: Path, questions: Sequence[Question], answers: Answers) -> None:
                 "response": text,
                 "extraction": text if extraction is None else extraction,
                 "prediction": prediction,
-                "true_false": prediction == question.gold,
+                "true_false": None if question.gold is None else prediction == question.gold,
             }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
@@ -159,7 +163,7 @@ BENCHMARK = Benchmark(
     title="MathVista",
     version=1,
     rule="MathVista calculate_score.py, extraction without a language model",
-    splits=("testmini",),
+    splits=("testmini", "test"),
     needs=needs,
     load=load,
     score=score,
@@ -167,7 +171,7 @@ BENCHMARK = Benchmark(
     write=write,
     suffix=".json",
     max_new_tokens=1024,
-    sizes={"testmini": 1000},
+    sizes={"testmini": 1000, "test": 5141},
     published=(
         Published("LLaVA-1.5-13B", "average", 27.6, "LLaVA MODEL_ZOO"),
         Published("LLaVA-NeXT-Vicuna-7B", "average", 34.6, "LLaVA MODEL_ZOO"),

@@ -231,3 +231,19 @@ def test_an_extraction_may_be_a_number_or_a_list(folder: Path) -> None:
     assert answers == {"1": "4.0", "2": "['a', 1]", "3": "1.23"}
     scored = MATHVISTA.score(MATHVISTA.load(folder, "testmini", folder), answers)
     assert (scored.marks["1"], scored.marks["3"]) == (Mark("4", 1.0), Mark("1.2", 1.0))
+
+
+def test_hidden_answers_give_the_file_for_the_server(folder: Path, tmp_path: Path) -> None:
+    rows = json.loads((folder / "testmini.json").read_text())
+    for row in rows.values():
+        row["answer"] = ""
+    (folder / "test.json").write_text(json.dumps(rows))
+    questions = find("mathvista").load(folder, "test", tmp_path / "unpacked")
+    assert all(question.gold is None for question in questions)
+    answers = {question.id: "The answer is 3" for question in questions}
+    scored = find("mathvista").score(questions, answers)
+    assert scored.scores == {} and all(mark.score is None for mark in scored.marks.values())
+    find("mathvista").write(tmp_path / "out.json", questions, answers)
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert list(content) == list(rows)
+    assert all(row["true_false"] is None and row["response"] == "The answer is 3" for row in content.values())
