@@ -90,9 +90,9 @@ def open_columns(
     for folder in folders[1:] if with_adapters else ():
         _check_one_base(folders[0], folder)
     system = load(folders[0], base_of(describe(folders[0]), base), device)
-    names = _names(paths) if with_adapters else []
     columns = []
-    for place, (name, folder, prompting) in enumerate(zip(names, folders, promptings, strict=False)):
+    asked = zip(_names(paths), folders, promptings, strict=True) if with_adapters else ()
+    for place, (name, folder, prompting) in enumerate(asked):
         held = "default" if place == 0 else f"asked {place}"
         if place:
             system.model.adapters.load_adapter(folder, held)

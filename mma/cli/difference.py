@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,17 +163,22 @@ def _same(a: object, b: object) -> bool:
     )
 
 
+def _shape(table: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, list[tuple[str, int]]]:
+    """The modalities of each site in their order, and how many weights each has."""
+    return {site: [(modality, len(row[modality])) for modality in row] for site, row in table.items()}
+
+
 def _routing(a: Stored, b: Stored) -> float | str | None:
     one, other = a.routing_table(), b.routing_table()
     if one is None or other is None:
         return None if one is other else f"stored in {'B' if one is None else 'A'} only"
-    if {site: list(row) for site, row in one.items()} != {site: list(row) for site, row in other.items()}:
-        return "of other sites or modalities"
+    if _shape(one) != _shape(other):
+        return "of other sites, modalities or numbers of routes"
     gaps = [
         abs(x - y)
         for site, row in one.items()
         for modality in row
-        for x, y in zip(row[modality], other[site][modality], strict=False)
+        for x, y in zip(row[modality], other[site][modality], strict=True)
     ]
     return max(gaps) or None
 

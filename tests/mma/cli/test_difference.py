@@ -146,13 +146,18 @@ def test_the_same_numbers_in_another_type_are_not_identical(a, b):
     assert found.cosine == pytest.approx(1)
 
 
+def test_routing_tables_of_unlike_numbers_of_routes(a, tiny_base, tmp_path):
+    save(tmp_path / "c", tiny_base, replace(CONFIG, routes=3))
+    assert differ(a, tmp_path / "c").routing == "of other sites, modalities or numbers of routes"
+
+
 def test_only_the_routing_table_differs(a, b):
     edit_json(config_of(b), lambda d: d["routing_table"]["decoder.blocks.0.attn_norm"]["text"].reverse())
     row = read_stored(a).routing_table()["decoder.blocks.0.attn_norm"]["text"]
     assert differ(a, b).routing == pytest.approx(abs(row[0] - row[1]))
     assert "weights differ by up to" in screen(a, b)
     edit_json(config_of(b), lambda d: d["routing_table"].pop("decoder.blocks.0.attn_norm"))
-    assert differ(a, b).routing == "of other sites or modalities"
+    assert differ(a, b).routing == "of other sites, modalities or numbers of routes"
     edit_json(config_of(b), lambda d: d.pop("routing_table"))
     assert differ(a, b).routing == "stored in A only"
     assert differ(b, a).routing == "stored in B only"
