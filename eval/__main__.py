@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if not run_command.is_child():
-            print("stopped; the answers so far are kept, the same command goes on", file=sys.stderr)
+            print("stopped", file=sys.stderr)
         return 130
     return 0
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from data.packing import LoadPicture
@@ -23,23 +23,31 @@ from data.sample import Sample
 from data.template import make_template
 from eval.benchmark import Benchmark, Question, texts_of_options
 from eval.choice import choosing
-from eval.columns import Column, Opened, adapter_folder, open_columns, prompting_of
+from eval.columns import Column, Opened, adapter_folder, device_of, open_columns, prompting_of
 from eval.errors import EvalError
 from eval.results import versions
-from eval.runner import Asked, Asker, Who, answering, noise_instead
-from eval.settings import Settings, Way, load_questions
-from eval.stream import Line, Part
+from eval.runner import Asked, Asker, answering, noise_instead
+from eval.settings import Settings, Way
+from eval.stream import Line, Part, read
 from eval.unreadable import grey_instead, unreadable
 
 SLICE = 4096  # questions whose tokens are held at once: those of a large set would fill the memory
 
 
-def ask(settings: Settings, parts: Path, shard: tuple[int, int] = (0, 1)) -> None:
+def ask(
+    settings: Settings,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    parts: Path,
+    shard: tuple[int, int] = (0, 1),
+) -> None:
     """Puts the questions of one share, i of n, and writes the answers into the folder of parts."""
-    benchmark, questions = load_questions(settings, parts)  # first: wrong data shows before a model is loaded
     _check_prompts(settings, benchmark, questions)
     share = questions[shard[0] :: shard[1]]
-    bad = _bad_pictures(settings, share)
+    answered = Counter(line.id for line in read(parts))
+    bad = _bad_pictures(
+        settings, [q for q in share if answered[q.id] < settings.columns * len(settings.ways)]
+    )
     opened = open_columns(
         settings.adapters,
         settings.base,
@@ -56,14 +64,6 @@ def ask(settings: Settings, parts: Path, shard: tuple[int, int] = (0, 1)) -> Non
                 asking.ask(columns, way, share)
     finally:
         part.close()
-
-
-def device_of(name: str) -> str:
-    """The device of a name; `auto` takes CUDA where there is one."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise EvalError("--device cuda: PyTorch finds no CUDA device here; take --device cpu")
-    return name if name != "auto" else "cuda" if available else "cpu"
 
 
 def label_of(settings: Settings, column: Column, way: Way) -> str:
@@ -95,41 +95,40 @@ class _Asking:
         asker = self._asker(columns[0])
         together = len(columns) > 1
         with nullcontext() if together else self.opened.asking(columns[0]), self._bar(len(wanted)) as bar:
-            for start in range(0, len(wanted), SLICE):
-                self._ask_some(asker, wanted[start : start + SLICE], way, together, bar)
+            slices = [wanted[start : start + SLICE] for start in range(0, len(wanted), SLICE)]
+            if self.settings.long == "error" and len(slices) > 1:
+                for some in slices:  # what is too long must show before hours have gone
+                    self._coming(asker, some, way, together)
+            for some in slices:
+                for own, coming in self._coming(asker, some, way, together):
+                    self._write(own, coming, way, bar)
 
-    def _ask_some(
-        self,
-        asker: Asker,
-        wanted: Sequence[tuple[Column, Question]],
-        way: Way,
-        together: bool,
-        bar: tqdm[Any],
-    ) -> None:
+    def _coming(
+        self, asker: Asker, wanted: Sequence[tuple[Column, Question]], way: Way, together: bool
+    ) -> list[tuple[list[tuple[Column, Sample]], Asked]]:
+        """The answers on their way: to choose where there are options, and in text where there are none."""
         asked = [(column, self._sample(question, column)) for column, question in wanted]
-        # Where there is nothing to choose from, the answer is written.
         choices = [each for each in asked if way.decode == "choice" and len(each[1].options) > 1]
         texts = [each for each in asked if way.decode != "choice" or len(each[1].options) < 2]
-        for own, chosen in ((choices, True), (texts, False)):
-            if not own:
-                continue
+        found = []
+        for own in (choices, texts):
             who = [column.held for column, _ in own] if together else None
             samples = [sample for _, sample in own]
-            coming = self._coming(asker, samples, who, None if chosen else way.beams)
-            cut = set(coming.truncated)
-            for index, prediction in coming.coming:
-                column, sample = own[index]
-                label = label_of(self.settings, column, way)
-                grey = any(image in self.bad for image in sample.images)
-                self.part.add(Line(label, sample.id, prediction, sample.id in cut, grey))
-                bar.update()
+            if own and own is choices:
+                found.append((own, choosing(asker, samples, who, by_length=self.settings.by_length)))
+            elif own:
+                longest = self.settings.max_new_tokens or self.benchmark.max_new_tokens
+                coming = answering(asker, samples, who, max_new_tokens=longest, beams=way.beams)
+                found.append((own, coming))
+        return found
 
-    def _coming(self, asker: Asker, samples: Sequence[Sample], who: Who, beams: int | None) -> Asked:
-        settings = self.settings
-        if beams is None:
-            return choosing(asker, samples, who, by_length=settings.by_length)
-        longest = settings.max_new_tokens or self.benchmark.max_new_tokens
-        return answering(asker, samples, who, max_new_tokens=longest, beams=beams)
+    def _write(self, own: Sequence[tuple[Column, Sample]], coming: Asked, way: Way, bar: tqdm[Any]) -> None:
+        for index, prediction in coming.coming:
+            column, sample = own[index]
+            label = label_of(self.settings, column, way)
+            grey = any(image in self.bad for image in sample.images)
+            self.part.add(Line(label, sample.id, prediction, index in coming.cut, grey))
+            bar.update()
 
     def _sample(self, question: Question, column: Column) -> Sample:
         sample = self.benchmark.sample(question, column.prompting)
@@ -140,7 +139,7 @@ class _Asking:
         system, settings = self.opened.system, self.settings
         load: LoadPicture = picture_loader(system.preprocess)
         if settings.blind:  # of all questions, so that noise does not depend on who asks which
-            load = noise_instead(system, [self._sample(question, column) for question in self.questions])
+            load = noise_instead(system, self.questions)
         else:
             load = grey_instead(load, self.bad, system)
         slots_of = slot_counter(system.image_slots, system.model.slots)
@@ -199,7 +198,7 @@ def _head(
             "modalities": list(column.prompting.modalities),
             "decode": way.decode,
             "beams": way.beams,
-            "digests": dict(column.digests),
+            "digests": {**column.digests, "prompts": _prompts(benchmark, questions, column)},
         }
         for column in opened.columns
         for way in settings.ways
@@ -218,6 +217,14 @@ def _head(
         "digests": {**opened.system.digests, "data": digest_of(questions)},
         "versions": versions(),
     }
+
+
+def _prompts(benchmark: Benchmark, questions: Sequence[Question], column: Column) -> str:
+    """SHA-256 of what a column is shown, which may hold more than the question (lectures, captions)."""
+    state = hashlib.sha256()
+    for question in questions:
+        state.update(json.dumps(benchmark.sample(question, column.prompting).prompt).encode())
+    return state.hexdigest()
 
 
 def digest_of(questions: Sequence[Question]) -> str:

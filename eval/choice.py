@@ -17,7 +17,7 @@ from data.sample import Sample, Tokens
 from data.template import Template
 from eval.errors import EvalError
 from eval.results import Prediction
-from eval.runner import Answers, Asked, Asker, Who, collected
+from eval.runner import Answers, Asked, Asker, Who, collected, cut_of
 from models.multimodal import inference
 from models.prefix_attention import PrefixAttention
 
@@ -87,7 +87,7 @@ def choosing(
                 index = indices[place]
                 yield index, _likeliest(samples[index], likelihoods / torch.tensor(tokens))
 
-    return Asked(questions.truncated, answers())
+    return Asked(cut_of([choice.tokens for choice in choices], questions), answers())
 
 
 def _in_mode(asker: Asker, found: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.prompts import require_format
 from data.template import TEMPLATES
 from eval.benchmark import Prompting
@@ -102,6 +104,14 @@ def open_columns(
         columns.append(Column(BASE, None, promptings[0]))
     system.model.adapters.set_adapter("default")
     return Opened(system, tuple(columns), _bank(system, columns) if len(columns) > 1 else None)
+
+
+def device_of(name: str) -> str:
+    """The device of a name; `auto` takes CUDA where there is one."""
+    available = torch.cuda.is_available()
+    if name.startswith("cuda") and not available:
+        raise EvalError(f"--device {name}: PyTorch finds no CUDA device here; take --device cpu")
+    return name if name != "auto" else "cuda" if available else "cpu"
 
 
 def _check_one_base(first: Path, other: Path) -> None:

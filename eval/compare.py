@@ -65,25 +65,25 @@ def compare(a: Mapping[str, Prediction], b: Mapping[str, Prediction]) -> Compari
                 f"compare: question {pid} has the right answer {a[pid].gold} in A but {b[pid].gold} in B; "
                 "they were scored on different data"
             )
-    both = [(_earned(a[pid]), _earned(b[pid])) for pid in shared]
-    earned = [(one, other) for one, other in both if one is not None and other is not None]
-    if not earned:
+    both = [(earned(a[pid]), earned(b[pid])) for pid in shared]
+    marks = [(one, other) for one, other in both if one is not None and other is not None]
+    if not marks:
         raise EvalError(
             "compare: no answer has a mark: the right ones are not public, or a judge has not seen them; "
             "compare a scored split"
         )
     left_out = len(a.keys() ^ b.keys())
-    if all(mark in (0.0, 1.0) for both in earned for mark in both):
-        return _right_or_wrong(earned, left_out)
-    return _graded(earned, left_out)
+    if all(mark in (0.0, 1.0) for pair in marks for mark in pair):
+        return _right_or_wrong(marks, left_out)
+    return _graded(marks, left_out)
 
 
-def _right_or_wrong(earned: Sequence[tuple[float, float]], left_out: int) -> Comparison:
+def _right_or_wrong(marks: Sequence[tuple[float, float]], left_out: int) -> Comparison:
     pairs = Paired(
-        both=earned.count((1.0, 1.0)),
-        only_a=earned.count((1.0, 0.0)),
-        only_b=earned.count((0.0, 1.0)),
-        neither=earned.count((0.0, 0.0)),
+        both=marks.count((1.0, 1.0)),
+        only_a=marks.count((1.0, 0.0)),
+        only_b=marks.count((0.0, 1.0)),
+        neither=marks.count((0.0, 0.0)),
     )
     difference, interval = paired_difference(pairs)
     return Comparison(
@@ -99,13 +99,13 @@ def _right_or_wrong(earned: Sequence[tuple[float, float]], left_out: int) -> Com
     )
 
 
-def _graded(earned: Sequence[tuple[float, float]], left_out: int) -> Comparison:
-    count = len(earned)
-    differences = [one - other for one, other in earned]
+def _graded(marks: Sequence[tuple[float, float]], left_out: int) -> Comparison:
+    count = len(marks)
+    differences = [one - other for one, other in marks]
     return Comparison(
         count=count,
-        mean_a=sum(one for one, _ in earned) / count,
-        mean_b=sum(other for _, other in earned) / count,
+        mean_a=sum(one for one, _ in marks) / count,
+        mean_b=sum(other for _, other in marks) / count,
         difference=sum(differences) / count,
         interval=bootstrap_mean(differences),
         p=sign_flips(differences),
@@ -115,7 +115,7 @@ def _graded(earned: Sequence[tuple[float, float]], left_out: int) -> Comparison:
     )
 
 
-def _earned(prediction: Prediction) -> float | None:
+def earned(prediction: Prediction) -> float | None:
     """What an answer earned: its mark, or whether its option is the right one; None where nobody knows.
 
     Benchmarks with questions in groups mark one of each group.

@@ -73,14 +73,14 @@ class Row:
         if value is MISSING:
             raise EvalError(f"{self.where}: has no {name!r}; {self.remedy}")
         if not isinstance(value, kind):
-            raise EvalError(f"{self.where}: {name} is {_shown(value)}, not {what}; {self.remedy}")
+            raise EvalError(f"{self.where}: {name} is {shown(value)}, not {what}; {self.remedy}")
         return value
 
 
 def row_of(value: object, where: str, remedy: str = AGAIN) -> Row:
     """A value that must be an object, as a row."""
     if not isinstance(value, dict):
-        raise EvalError(f"{where}: is {_shown(value)}, not an object; {remedy}")
+        raise EvalError(f"{where}: is {shown(value)}, not an object; {remedy}")
     return Row(where, value, remedy)
 
 
@@ -98,7 +98,7 @@ def read_rows(path: Path, remedy: str = AGAIN) -> list[Row]:
     """The objects of a JSON file that holds a list of them."""
     content = read_json(path, remedy)
     if not isinstance(content, list):
-        raise EvalError(f"{path}: holds {_shown(content)} where a list was expected; {remedy}")
+        raise EvalError(f"{path}: holds {shown(content)} where a list was expected; {remedy}")
     return [row_of(item, f"{path}: item {place + 1}", remedy) for place, item in enumerate(content)]
 
 
@@ -167,6 +167,7 @@ def _parsed(text: str, where: str, remedy: str) -> Any:
         raise EvalError(f"{where}: broken JSON: {error}; {remedy}") from None
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value in an error, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

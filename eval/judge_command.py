@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.runs < 1:
         raise EvalError(f"--runs is {options.runs}; it must be at least 1")
-    if options.swapped and not half.pairs:
-        raise EvalError(f"--swapped: {options.name} grades single answers, which have no order")
+    if options.swapped and not half.swaps:
+        raise EvalError(f"--swapped: the judge of {options.name} sees answers in one order alone")
     # of pairs a file for each run and order, in a folder
     several = half.pairs and (options.runs > 1 or options.swapped)
     for path in (options.out / "x" if several else options.out, options.json):
@@ -113,8 +113,7 @@ def _own_model(path: Path, base: dict[str, Any]) -> Callable[[list[str]], Sequen
     from data.pictures import picture_loader, slot_counter  # noqa: PLC0415
     from data.sample import Sample  # noqa: PLC0415
     from data.template import make_template  # noqa: PLC0415
-    from eval.asking import device_of  # noqa: PLC0415
-    from eval.columns import open_columns  # noqa: PLC0415
+    from eval.columns import device_of, open_columns  # noqa: PLC0415
     from eval.runner import Asker, answer  # noqa: PLC0415
 
     opened = open_columns([path], base, device_of("auto"))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.answer_files import check_own
 from eval.benchmark import Answers, Question, find
 from eval.errors import EvalError
 from eval.judge import Judge, Request
@@ -60,13 +61,13 @@ class Judged:
 
     Args:
         judge: The judge of the published numbers; another one gives other numbers.
-        pairs: Whether two answers are compared, so that judging in both orders makes sense.
+        pairs: Whether two answers are compared, in a review file for each run and order.
         requests: (questions, answers, setting) -> what a judge is asked at first, e.g. for an estimate.
         review: (questions, answers, judge, setting) -> reviews.
         score: (questions, answers, reviews) -> scores.
         read: The reviews of an official review or grade file, or of a folder with one for each run.
         write: (path, questions, reviews) writes it.
-        suffix: Of the review file's name.
+        swaps: Whether answers may be judged in both orders.
     """
 
     judge: str
@@ -76,7 +77,7 @@ class Judged:
     score: Callable[[Sequence[Question], Answers, Reviews], Scored]
     read: Callable[[Path], dict[str, list[Review]]]
     write: Callable[[Path, Sequence[Question], Reviews], None]
-    suffix: str
+    swaps: bool
 
 
 def judged(name: str) -> Judged | None:
@@ -86,13 +87,13 @@ def judged(name: str) -> Judged | None:
     return found
 
 
-def unjudged(answers: Answers) -> Scored:
+def unjudged(benchmark: str, questions: Sequence[Question], answers: Answers) -> Scored:
     """What can be said of answers that no judge has seen: nothing but which are empty."""
+    check_own(benchmark, questions, answers)
     marks = {id_: Mark(text or None, None) for id_, text in answers.items()}
     return Scored(
         scores={},
         marks=marks,
-        unparsable=sum(mark.read is None for mark in marks.values()),
         notes={"judged": "not judged: no scores without a judge's reviews of these answers"},
     )
 

@@ -6,7 +6,7 @@ loads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -60,25 +60,23 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write the report whole or not at all."""
     body = [overview(report.parts), *(_part(part, report) for part in report.parts)]
-    if report.routes:
-        body.append(section("Routing", _routes(report.routes), anchor="routing"))
-    if report.loss_png is not None:
-        picture = f'<img class="curve" alt="Loss over the steps" src="{png_address(report.loss_png)}">'
-        body.append(section("Loss", picture, anchor="loss"))
-    facts = "\n".join(_facts(part) for part in report.parts)
-    body.append(section("What was run", facts, anchor="facts"))
-    page = Template(TEMPLATE.read_text(encoding="utf-8"))
-    title = escape(report.title)
-    write_text(path, page.substitute(title=title, contents=_contents(report), body="\n".join(body)))
-
-
-def _contents(report: Report) -> str:
-    """Links to the parts of a page."""
     links = {part.anchor: part.title for part in report.parts}
-    links |= {"routing": "Routing"} if report.routes else {}
-    links |= {"loss": "Loss"} if report.loss_png is not None else {}
-    links["facts"] = "What was run"
-    return " ".join(f'<a href="#{escape(anchor)}">{escape(told)}</a>' for anchor, told in links.items())
+    for anchor, heading, content in _last(report):
+        body.append(section(heading, content, anchor=anchor))
+        links[anchor] = heading
+    contents = " ".join(f'<a href="#{escape(anchor)}">{escape(told)}</a>' for anchor, told in links.items())
+    page = Template(TEMPLATE.read_text(encoding="utf-8"))
+    write_text(path, page.substitute(title=escape(report.title), contents=contents, body="\n".join(body)))
+
+
+def _last(report: Report) -> Iterator[tuple[str, str, str]]:
+    """Anchor, title and content of the sections behind those of the benchmarks."""
+    if report.routes:
+        yield "routing", "Routing", _routes(report.routes)
+    if report.loss_png is not None:
+        address = png_address(report.loss_png)
+        yield "loss", "Loss", f'<img class="curve" alt="Loss over the steps" src="{address}">'
+    yield "facts", "What was run", "\n".join(_facts(part) for part in report.parts)
 
 
 def _part(part: Part, report: Report) -> str:

@@ -13,11 +13,9 @@ from eval.errors import EvalError
 from eval.report import QUESTIONS, Report, write_report
 from eval.report_parts import Part
 from eval.results import FORMAT, Result, check_writable, read_result
+from eval.score_command import FIRST
 from mma.folder import read_description
 from mma.run_folder import adapter_of
-
-FIRST = "scienceqa"
-"""The benchmark of a result that names none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

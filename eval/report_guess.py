@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from eval.benchmark import Question
-from eval.report_parts import Part, earned
+from eval.compare import earned
+from eval.report_parts import Part
 from eval.scienceqa import CATEGORIES
 
 

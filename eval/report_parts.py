@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eval.benchmark import Benchmark, Question
+from eval.compare import earned
 from eval.errors import EvalError
 from eval.results import Prediction, Result
 from eval.scores import Score, Scores
@@ -85,13 +86,6 @@ def head_of(part: Part, scores: Scores) -> Score | None:
     """A column's headline score; None where it has none or there was nothing to score."""
     found = scores.categories.get(part.headline or "")
     return None if found is None or found.value is None else found
-
-
-def earned(made: Prediction) -> float | None:
-    """What an answer earned in [0, 1]; None where the right answer is not public or no judge has seen it."""
-    if made.score is not None:
-        return made.score
-    return float(made.option == made.gold) if isinstance(made.gold, int) else None
 
 
 def state(made: Prediction | None) -> str:

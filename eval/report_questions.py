@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from data.errors import DataError
 from eval.benchmark import LETTER, SHORT, Question
 from eval.calibration import confidence
 from eval.report_html import details, note, section, swatch, thumbnail
@@ -179,7 +180,10 @@ def _card(part: Part, pid: str, letters: int) -> str:
 
 
 def _picture(pid: str, path: Path, letters: int) -> str:
-    address, (width, height) = thumbnail(path, letters)
+    try:
+        address, (width, height) = thumbnail(path, letters)
+    except DataError as error:  # it may have been shown as grey
+        return note(str(error), "warning")
     return f'<img alt="Picture of question {escape(pid)}" width="{width}" height="{height}" src="{address}">'
 
 

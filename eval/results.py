@@ -13,12 +13,13 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.errors import EvalError
+from eval.files import shown
 from eval.scores import Score, Scores
 
 FORMAT = "mma-eval-1"
@@ -49,6 +50,13 @@ class Result:
     versions: dict[str, str]
     digests: dict[str, str]
     checks: dict[str, Any] = field(default_factory=dict)  # cut prompts, unreadable pictures, leaks
+
+
+def said(prediction: Prediction, options: Sequence[str]) -> str:
+    """An answer as text: what was written, or the option that was likeliest."""
+    if prediction.text is not None or prediction.option is None:
+        return prediction.text or ""
+    return options[prediction.option]
 
 
 def versions() -> dict[str, str]:
@@ -113,12 +121,17 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under another name first, so that nobody ever sees half of it."""
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under another name first, so that nobody ever sees half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -155,7 +168,7 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
         if not isinstance(option, int) or isinstance(option, bool) or option < -1:
             raise EvalError(
                 f"{path}: neither a result of `python -m eval` nor question id -> index of the option "
-                f"(-1: none): {pid!r} has {_shown(option)}"
+                f"(-1: none): {pid!r} has {shown(option)}"
             )
     return {
         pid: Prediction(None if option == -1 else option, text=outputs.get(pid))
@@ -180,7 +193,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise EvalError(f"{path}: holds a number that is none ({error})") from None
     if not isinstance(content, dict):
-        raise EvalError(f"{path}: holds {_shown(content)} where an object was expected")
+        raise EvalError(f"{path}: holds {shown(content)} where an object was expected")
     return content
 
 
@@ -214,14 +227,9 @@ def _prediction(value: Mapping[str, Any]) -> Prediction:
     read, score = value.get("read"), value.get("score")
     unmarked = "score" not in value and not isinstance(gold, int)  # nothing says whether it is right
     if not isinstance(option, int | None) or unmarked or (option or 0) < 0:
-        raise ValueError(f"option {_shown(option)}, right answer {_shown(gold)}")
+        raise ValueError(f"option {shown(option)}, right answer {shown(gold)}")
     if likelihoods is not None:
         likelihoods = tuple(float(number) for number in likelihoods)
         if not all(math.isfinite(number) for number in likelihoods):
             raise ValueError("a likelihood that is not a number")
     return Prediction(option, gold, value["text"], likelihoods, read, None if score is None else float(score))
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -6,7 +6,7 @@ review file is JSON Lines with one line a question, one file for each run of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Comparing:
         read: The pair in a reply.
         category: Of a question, as the review file names it; None where there are none.
         columns: Names of the relative score and of both means.
-        notes: What is kept with the scores of some questions, e.g. the digest of the rule.
+        swaps: Whether the answer may stand first: not where the rule says which of the two is right.
     """
 
     benchmark: str
@@ -47,7 +47,7 @@ class Comparing:
     read: Callable[[str], Pair]
     category: Callable[[Question], str | None]
     columns: tuple[str, str, str]
-    notes: Callable[[Sequence[Question]], Mapping[str, Any]]
+    swaps: bool = True
 
     def judged(self, judge: str) -> Judged:
         """The judged half of the benchmark, whose published numbers are by this judge."""
@@ -59,7 +59,7 @@ class Comparing:
             score=self.score,
             read=self.read_file,
             write=self.write_file,
-            suffix=".jsonl",
+            swaps=self.swaps,
         )
 
     def requests(self, questions: Sequence[Question], answers: Answers, setting: Setting) -> list[Request]:
@@ -110,7 +110,6 @@ class Comparing:
         return Scored(
             scores=self._scores(asked, table),
             marks=marks,
-            unparsable=sum(mark.read is None for mark in marks.values()),
             notes={
                 "official": [{name: list(figures) for name, figures in one.items()} for one in printed],
                 "columns": ["relative", *self.columns[1:]],
@@ -120,7 +119,7 @@ class Comparing:
                 "relative by run": by_run,
                 "mean and deviation over runs": [mean, deviation],
                 "judges": sorted({review.model for found in reviews.values() for review in found}),
-                **self.notes(asked),
+                **rule_notes(asked),
             },
         )
 
@@ -279,7 +278,7 @@ def _warning(unread: int, count: int) -> dict[str, str]:
 def _ungraded(asked: Sequence[Question], count: int, marks: dict[str, Mark]) -> Scored:
     """No scores: the -1 of both answers would come out as 100 %."""
     why = f"none of {count} reviews holds grades that can be read; try another judge"
-    return Scored({}, marks, len(asked), {"judged": why, "unread pairs": count})
+    return Scored({}, marks, {"judged": why, "unread pairs": count})
 
 
 def _name(place: int, swapped: bool) -> str:

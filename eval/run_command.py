@@ -12,22 +12,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-from eval.benchmark import Benchmark
+from eval.benchmark import Benchmark, Question
 from eval.errors import EvalError
 from eval.results import check_writable, write_result
+from eval.settings import Settings, load_questions
 from eval.stream import answers_in
 from mma.cli.base_options import NUMBERS, OPTIONS
-
-if TYPE_CHECKING:  # what needs no model should not wait for its libraries
-    from eval.settings import Settings
 
 BASE = {"decoder": "folder of the decoder", **OPTIONS}
 PROJECT = Path(__file__).parents[1]
@@ -142,13 +140,17 @@ def run(options: argparse.Namespace) -> None:
     several = settings.columns * len(settings.ways) > 1
     check_writable(options.out / "x" if several else options.out)
     parts = options.out.with_name(options.out.name + ".parts")
+    fresh = not parts.exists()
     try:
-        _ask(options, settings, parts)
+        benchmark, questions = load_questions(settings, parts)
+        _ask(options, settings, benchmark, questions, parts)
         if options.shard is None:
-            _write(options, settings, parts, several)
-    except BaseException:
-        # Answers are kept for the next run; without any, nothing is left behind.
-        if options.shard is None and not answers_in(parts):
+            _write(options, benchmark, questions, parts, several)
+    except BaseException as error:
+        if answers_in(parts):
+            if isinstance(error, KeyboardInterrupt) and not is_child():
+                print("the answers so far are kept; the same command goes on", file=sys.stderr)
+        elif fresh and options.shard is None:  # without an answer nothing is left behind
             shutil.rmtree(parts, ignore_errors=True)
         raise
 
@@ -163,28 +165,38 @@ def _check(options: argparse.Namespace) -> None:
         raise EvalError("--beams is for answers that are written; take --decode generate or both")
 
 
-def _ask(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
+def _ask(
+    options: argparse.Namespace,
+    settings: Settings,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    parts: Path,
+) -> None:
     from eval.asking import ask  # noqa: PLC0415
 
     if options.shard is not None:
         if is_child():
             Thread(target=_end_with_parent, daemon=True).start()
-        ask(settings, parts, options.shard)
+        ask(settings, benchmark, questions, parts, options.shard)
         if not is_child():
             print(f"{answers_in(parts)} answers in {parts}; the command without --shard scores all of them")
     elif options.processes > 1:
-        share(options, settings, parts)
+        share(options, parts, len(questions) * settings.columns * len(settings.ways))
     else:
-        ask(settings, parts)
+        ask(settings, benchmark, questions, parts)
 
 
-def _write(options: argparse.Namespace, settings: Settings, parts: Path, several: bool) -> None:
+def _write(
+    options: argparse.Namespace,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    parts: Path,
+    several: bool,
+) -> None:
     """The results of all columns, once all answers are there."""
-    from eval.settings import load_questions  # noqa: PLC0415
     from eval.task import assemble, texts_of  # noqa: PLC0415
 
-    results = assemble(settings, parts)
-    benchmark, questions = load_questions(settings, parts)
+    results = assemble(benchmark, questions, parts)
     hidden = all(question.gold is None for question in questions)
     for path, (label, result) in zip(_paths(options.out, results, several), results.items(), strict=True):
         write_result(path, result)
@@ -213,8 +225,6 @@ def _paths(out: Path, labels: Iterable[str], several: bool) -> list[Path]:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """What the command line asks for."""
-    from eval.settings import Settings  # noqa: PLC0415
-
     given = vars(options)
     names = {field.name for field in fields(Settings)} - {"base", "adapters", "beams"}
     told = {name: given[name] for name in names}
@@ -222,11 +232,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(base=given_base(options), **lists, **told)
 
 
-def share(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
+def share(options: argparse.Namespace, parts: Path, answers: int) -> None:
     """Runs the command in several processes, each with its share of the questions."""
-    from eval.settings import load_questions  # noqa: PLC0415
-
-    _, questions = load_questions(settings, parts)  # here too, so that what is wrong is told once
     count = options.processes
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -238,7 +245,7 @@ def share(options: argparse.Namespace, settings: Settings, parts: Path) -> None:
             own = environment | ({"CUDA_VISIBLE_DEVICES": cards[index % len(cards)]} if cards else {})
             command = [sys.executable, "-m", "eval", *options.arguments, "--shard", f"{index}/{count}"]
             children.append(subprocess.Popen(command, env=own))
-        _wait(children, parts, len(questions) * settings.columns * len(settings.ways))
+        _wait(children, parts, answers)
     finally:
         for child in children:
             child.kill()

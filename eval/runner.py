@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -89,9 +89,9 @@ class Asker:
 
 @dataclass(frozen=True)
 class Asked:
-    """Answers on their way: whose prompts were cut, by id, and (index, answer) as they come."""
+    """Answers on their way: the indices of those whose prompts were cut, and (index, answer) as they come."""
 
-    truncated: tuple[str, ...]
+    cut: frozenset[int]
     coming: Iterator[tuple[int, Prediction]]
 
 
@@ -106,7 +106,14 @@ class Answers:
 def collected(samples: Sequence[Sample], asked: Asked) -> Answers:
     """All answers, in the order of their samples."""
     found = dict(asked.coming)
-    return Answers({sample.id: found[index] for index, sample in enumerate(samples)}, asked.truncated)
+    cut = tuple(samples[index].id for index in sorted(asked.cut))
+    return Answers({sample.id: found[index] for index, sample in enumerate(samples)}, cut)
+
+
+def cut_of(tokens: Sequence[Tokens], fitted: Fitted) -> frozenset[int]:
+    """The indices of questions that had to be shortened: a question that fits is handed back itself."""
+    pairs = enumerate(zip(tokens, fitted.tokens, strict=True))
+    return frozenset(index for index, (before, after) in pairs if before is not after)
 
 
 def answer(asker: Asker, samples: Sequence[Sample], *, max_new_tokens: int) -> Answers:
@@ -141,10 +148,20 @@ def answering(
                 yield index, Prediction(None, samples[index].gold, text=text)
                 bar.update()
 
-    return Asked(questions.truncated, answers())
+    return Asked(cut_of(prompts, questions), answers())
 
 
-def noise_instead(system: System, samples: Sequence[Sample]) -> LoadPicture:
+class Pictured(Protocol):
+    """A sample or a question: something with a name that shows pictures."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def images(self) -> tuple[Path, ...]: ...
+
+
+def noise_instead(system: System, samples: Sequence[Pictured]) -> LoadPicture:
     """Pictures of noise for a blind model: the same for a sample every time, and of one size for all."""
     owners = {image: sample.id for sample in samples for image in sample.images}
     height, width = system.model.tower.image_size

@@ -16,7 +16,16 @@ from eval.benchmark import Benchmark, Question
 from eval.benchmarks.scienceqa import read_llava, score_llava
 from eval.errors import EvalError
 from eval.judged import judged
-from eval.results import FORMAT, Prediction, Result, check_writable, read_predictions, read_result, write_text
+from eval.results import (
+    FORMAT,
+    Prediction,
+    Result,
+    check_writable,
+    read_predictions,
+    read_result,
+    said,
+    write_text,
+)
 from eval.scienceqa import score
 from eval.scores import Mark, Scored
 
@@ -113,15 +122,10 @@ def _is_result(path: Path) -> bool:
 def _of_result(path: Path, result: Result, questions: list[Question]) -> dict[str, str]:
     """The answers in a result file, as text."""
     options = {question.id: question.options for question in questions}
-    answers = {}
     for key, made in result.predictions.items():
-        if made.text is not None or made.option is None:
-            answers[key] = made.text or ""
-        elif key in options and made.option < len(options[key]):
-            answers[key] = options[key][made.option]
-        else:
+        if made.text is None and made.option is not None and made.option >= len(options.get(key, ())):
             raise EvalError(f"{path}: question {key!r} is not in the data; name the data it was made on")
-    return answers
+    return {key: said(made, options.get(key, ())) for key, made in result.predictions.items()}
 
 
 def _scienceqa(path: Path, data: Path, split: str | None) -> Scored:
@@ -134,7 +138,7 @@ def _scienceqa(path: Path, data: Path, split: str | None) -> Scored:
         predictions = _of_split(path, data, split, predictions)
     found = score(problems, {pid: made.option for pid, made in predictions.items()})
     marks = {pid: Mark(made.option, float(made.option == made.gold)) for pid, made in predictions.items()}
-    return Scored(found.categories, marks, found.unparsable)
+    return Scored(found.categories, marks)
 
 
 def _of_split(

@@ -133,16 +133,24 @@ class Scored:
     Args:
         scores: By name, the headline first; the official order and names otherwise.
         marks: By question id.
-        unparsable: How many answers were read as nothing; they count as the official rule says.
         notes: Whatever else the official scorer prints, as JSON.
     """
 
     scores: dict[str, Score]
     marks: dict[str, Mark]
-    unparsable: int
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unparsable(self) -> int:
+        """How many answers were read as nothing; they count as the official rule says."""
+        return sum(mark.read is None for mark in self.marks.values())
 
     @property
     def figures(self) -> Scores:
         """Everything but the marks."""
         return Scores(self.scores, self.unparsable, self.notes)
+
+
+def unscored(read: Mapping[str, str | None]) -> Scored:
+    """What answers were read as, by question id, where the right ones are not public."""
+    return Scored({}, {key: Mark(text, None) for key, text in read.items()})

@@ -75,4 +75,6 @@ def load_questions(settings: Settings, parts: Path) -> tuple[Benchmark, list[Que
     twice = [key for key, count in Counter(question.id for question in questions).items() if count > 1]
     if twice:
         raise EvalError(f"{settings.data}: {len(twice)} ids stand there twice (the first is {twice[0]})")
+    if settings.decode != "generate" and not any(len(question.options) > 1 for question in questions):
+        raise EvalError(f"{benchmark.name} has no options to choose from; take --decode generate")
     return benchmark, questions

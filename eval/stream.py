@@ -42,23 +42,21 @@ class Part:
 
     def __init__(self, folder: Path, head: Mapping[str, Any], shard: tuple[int, int] = (0, 1)) -> None:
         self.head = json.loads(json.dumps({"format": FORMAT, **head}))
-        self.done = {(line.column, line.id) for line in read(folder, self.head)} if folder.is_dir() else set()
         self.path = folder / f"part-{shard[0]}-of-{shard[1]}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            begun = _whole_lines(self.path)
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise _unwritable(self.path, error) from None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._lock()
+            begun = _whole_lines(self.path)
+            self.done = {(line.column, line.id) for line in read(folder, self.head)}
+            if not begun:
+                self._write(self.head)
+        except BaseException:
             self.close()
-            raise EvalError(
-                f"{self.path}: another process is writing answers there; wait for it, or name another --out"
-            ) from None
-        if not begun:
-            self._write(self.head)
+            raise
 
     def add(self, line: Line) -> None:
         """Writes an answer; it survives a kill from then on."""
@@ -70,6 +68,15 @@ class Part:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _lock(self) -> None:
+        """Nothing is read or cut off before it is certain that nobody writes there."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EvalError(
+                f"{self.path}: another process is writing answers there; wait for it, or name another --out"
+            ) from None
 
     def _write(self, content: Mapping[str, Any]) -> None:
         # What a model writes need not be valid text; half of a pair becomes a question mark.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,23 @@ from eval.asking import ask
 from eval.benchmark import Benchmark, Question
 from eval.errors import EvalError
 from eval.leaks import LeakCheck
-from eval.results import Prediction, Result
+from eval.results import Result, said
 from eval.settings import Settings, load_questions
 from eval.stream import Line, head_of, read
 
 
 def evaluate(settings: Settings) -> Result:
     """The result of one adapter, or of the untouched base."""
-    (result,) = evaluate_all(settings).values()
-    return result
+    with tempfile.TemporaryDirectory() as folder:
+        parts = Path(folder)
+        benchmark, questions = load_questions(settings, parts)
+        ask(settings, benchmark, questions, parts)
+        (result,) = assemble(benchmark, questions, parts).values()
+        return result
 
 
-def evaluate_all(settings: Settings, parts: Path | None = None) -> dict[str, Result]:
-    """Asks every question of a split of every column; the results by column.
-
-    Args:
-        parts: Folder for the answers as they come; what is there is not asked again.
-    """
-    with tempfile.TemporaryDirectory() if parts is None else nullcontext(parts) as folder:
-        ask(settings, Path(folder))
-        return assemble(settings, Path(folder))
-
-
-def assemble(settings: Settings, parts: Path) -> dict[str, Result]:
+def assemble(benchmark: Benchmark, questions: Sequence[Question], parts: Path) -> dict[str, Result]:
     """The results by column, from the answers of all processes."""
-    benchmark, questions = load_questions(settings, parts)
     head = head_of(parts)
     lines = {(line.column, line.id): line for line in read(parts)}
     check = LeakCheck(questions)
@@ -102,10 +93,3 @@ def texts_of(result: Result, questions: Sequence[Question]) -> dict[str, str]:
         for question in questions
         if question.id in result.predictions
     }
-
-
-def said(prediction: Prediction, options: Sequence[str]) -> str:
-    """An answer as text: what was written, or the option that was likeliest."""
-    if prediction.text is not None or prediction.option is None:
-        return prediction.text or ""
-    return options[prediction.option]

@@ -5,40 +5,25 @@ Knows no benchmark and opens no picture.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from eval.answer_files import only_scoring
 from eval.errors import EvalError
 from eval.files import Row
+from eval.results import write_bytes
 
 _SUFFIXES = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"RIFF", ".webp"))
 _ROWS = 64  # read at a time: a row may hold pictures of many megabytes
 
 
 def unpack(folder: Path, name: str, content: bytes) -> Path:
-    """A picture as a file of the folder; one that is there in the same size is kept."""
+    """A picture as a file of the folder, written where it is not there in that size, and not for scoring."""
     suffix = next((ending for start, ending in _SUFFIXES if content.startswith(start)), ".img")
     path = folder / f"{name}{suffix}"
-    if not path.is_file() or path.stat().st_size != len(content):
+    if not only_scoring() and (not path.is_file() or path.stat().st_size != len(content)):
         write_bytes(path, content)
     return path
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under another name first, so that nobody ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise EvalError(
-            f"{path}: cannot be written: {error.strerror}; make room or name another folder"
-        ) from None
 
 
 def read_parquet(path: Path) -> Iterator[Row]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from tqdm import tqdm
@@ -16,7 +17,9 @@ from data.errors import DataError
 from data.packing import LoadPicture
 from data.pictures import Prepared, open_picture
 from eval.errors import EvalError
-from models.build import System
+
+if TYPE_CHECKING:  # what reads pictures alone should not wait for the models
+    from models.build import System
 
 GREY = (128, 128, 128)
 

@@ -20,7 +20,7 @@ from models.decode_step import DecodeStep
 from models.errors import ModelError
 from models.generate import PromptBatch, Queue, Sampling, first_stop
 from models.kv_cache import KVCache
-from models.multimodal import inference
+from models.multimodal import Routes, inference
 
 Answer = tuple[float, tuple[int, ...]]  # the log-likelihood of an answer, and its tokens
 NOTHING: Answer = (-math.inf, ())  # what a beam holds that has nothing to go on with
@@ -136,6 +136,7 @@ class _Searching:
         self.cache = KVCache(model.decoder.config.n_layers, count * beams, room, model.device)
         self.compute = DecodeStep(model, self.cache)
         self.chosen: list[int] | None = None  # the last token of every row; None: nothing is computed yet
+        self.routes: Routes | None = None  # of a step; None: prompts have finished
 
     def step(self) -> list[_Prompt]:
         """One more token in every row; the prompts that have finished with it."""
@@ -148,7 +149,7 @@ class _Searching:
                 places += [at * self.beams + parent for parent in parents]
                 self.chosen += [ids[-1] if ids else 0 for _, ids in prompt.running]
         over = [prompt for prompt in self.prompts if prompt.finished]
-        self.prompts = going
+        self.prompts, self.routes = going, None if over else self.routes
         self.cache.keep(torch.tensor(places, dtype=torch.long))
         return over
 
@@ -169,14 +170,20 @@ class _Searching:
         width = len(chosen) if named else self.compute.width(len(chosen))
         spare = width - len(chosen)  # rows that are computed and not read
         ids = torch.tensor([*chosen, *[0] * spare], device=self.model.device)
+        if self.routes is None:
+            self.routes = self._routes_of(spare)
+        return self.compute(ids, self.routes, span)[: len(chosen)]
+
+    def _routes_of(self, spare: int) -> Routes:
+        """Who answers the next token of each row; a spare one goes with the first."""
         owners = [prompt.index for prompt in self.prompts for _ in range(self.beams)]
         owners += owners[:1] * spare
-        routes = self.model.routes(
+        named = self.batch.adapters
+        return self.model.routes(
             [self.batch.modalities[index] for index in owners],
-            [1] * width,
+            [1] * len(owners),
             None if named is None else [named[index] for index in owners],
         )
-        return self.compute(ids, routes, span)[: len(chosen)]
 
     def _candidates(self, logits: Tensor) -> Iterator[list[Candidate]]:
         """Of every prompt the likeliest answers with one more token, the best first."""

@@ -326,10 +326,17 @@ def test_a_full_disk_keeps_the_old_result(
     before = world.files()
 
     def write_text(path: Path, content: str, **_: object) -> int:
-        path.write_bytes(content[:9].encode())
+        with path.open("wb") as file:
+            file.write(content[:9].encode())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:9])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     given = ["--data", str(world.data), "--adapter", str(world.run), "--out", str(out), "--device", "cpu"]
     assert eval_main(["scienceqa", *given]) == 2
     error = capsys.readouterr().err

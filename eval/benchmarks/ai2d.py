@@ -68,7 +68,6 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
             "exact_match (lmms-eval)": Score.of(matches, len(right)),
         },
         {key: Mark(None if letter == NONE else letter, float(right[key])) for key, letter in letters.items()},
-        list(letters.values()).count(NONE),
     )
 
 

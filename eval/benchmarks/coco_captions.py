@@ -131,7 +131,6 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     return Scored(
         scores=scores,
         marks=marks,
-        unparsable=sum(mark.read is None for mark in marks.values()),
         notes={
             "official": {name: round(one.value or 0.0, 3) for name, one in scores.items()},
             "pictures": f"{len(asked)} of {len(questions)}",

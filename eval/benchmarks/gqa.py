@@ -97,8 +97,7 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
         found = _table(questions, fact, right)
         scores |= {f"{table}: {kind}": value for kind, value in found.items()}
         official[table] = {kind: [_percent(value), value.count] for kind, value in found.items()}
-    unparsable = sum(mark.read is None for mark in marks.values())
-    return Scored(scores, marks, unparsable, {"official": official})
+    return Scored(scores, marks, {"official": official})
 
 
 def _converted(text: str) -> str:

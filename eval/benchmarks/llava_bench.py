@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import check_own, check_present, llava_texts
-from eval.benchmark import Answers, Benchmark, Needed, Published, Question
+from eval.answer_files import check_present, llava_texts
+from eval.benchmark import Benchmark, Needed, Published, Question
 from eval.errors import EvalError
 from eval.files import Row, read_lines
 from eval.judge import Request
 from eval.judged import fact, unjudged
-from eval.reviews import Comparing, by_id, pair_request, rule_notes, rules_of, write_texts
+from eval.reviews import Comparing, by_id, pair_request, rules_of, write_texts
 from eval.scorers.pairs import Rule, read_llava
-from eval.scores import Scored
 
 NAME = "llava_bench"
 SOURCE = "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
@@ -78,12 +78,6 @@ def _question(
     return Question(id_, row.text("text"), (folder / "images" / image,), facts=facts)
 
 
-def score(questions: Sequence[Question], answers: Answers) -> Scored:
-    """No scores: only a judge's reviews have any."""
-    check_own(NAME, questions, answers)
-    return unjudged(answers)
-
-
 def _request(question: Question, answer: str, swapped: bool, draw: int) -> Request:
     rule: Rule = fact(question, "rule", NAME, "rule.json")
     return pair_request(question, rule, answer, swapped, draw, question.facts["context"])
@@ -95,7 +89,6 @@ COMPARING = Comparing(
     read=read_llava,
     category=lambda question: str(question.facts["category"]),
     columns=("all", "reference_x10", "candidate_x10"),
-    notes=rule_notes,
 )
 
 BENCHMARK = Benchmark(
@@ -106,7 +99,7 @@ BENCHMARK = Benchmark(
     splits=("test",),
     needs=needs,
     load=load,
-    score=score,
+    score=partial(unjudged, NAME),
     read=llava_texts,
     write=write_texts,
     suffix=".jsonl",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from eval.answer_files import check_own, llava_texts
-from eval.benchmark import Answers, Benchmark, Needed, Question
+from eval.answer_files import llava_texts
+from eval.benchmark import Benchmark, Needed, Question
 from eval.errors import EvalError
 from eval.files import Row, read_text
 from eval.judge import Request
 from eval.judged import fact, unjudged
-from eval.reviews import Comparing, rule_notes, write_texts
+from eval.reviews import Comparing, write_texts
 from eval.scorers.pairs import Rule, message, read_wilder
-from eval.scores import Scored
 from eval.unpack import picture, read_parquet, shards, unpack
 
 NAME = "llava_bench_wilder"
@@ -64,14 +63,8 @@ def _question(row: Row, place: int, unpacked: Path, facts: dict[str, Rule]) -> Q
     )
 
 
-def score(questions: Sequence[Question], answers: Answers) -> Scored:
-    """No scores: only a judge's reviews have any."""
-    check_own(NAME, questions, answers)
-    return unjudged(answers)
-
-
 def _request(question: Question, answer: str, swapped: bool, draw: int) -> Request:
-    """One user message with the picture. The rule calls assistant 1 right, so do not swap."""
+    """One user message with the picture."""
     rule: Rule = fact(question, "rule", NAME, RULE)
     pair = (answer, question.facts["reference"]) if swapped else (question.facts["reference"], answer)
     user = {"role": "user", "content": message(rule, question.prompt, *pair)}
@@ -84,7 +77,7 @@ COMPARING = Comparing(
     read=read_wilder,
     category=lambda question: None,
     columns=("gpt_eval_llava_all", "reference_x10", "candidate_x10"),
-    notes=rule_notes,
+    swaps=False,
 )
 
 BENCHMARK = Benchmark(
@@ -95,7 +88,7 @@ BENCHMARK = Benchmark(
     splits=("small", "large"),
     needs=needs,
     load=load,
-    score=score,
+    score=partial(unjudged, NAME),
     read=llava_texts,
     write=write_texts,
     suffix=".jsonl",

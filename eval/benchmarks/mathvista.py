@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import check_present, refuse_none
+from eval.answer_files import Final, check_present, refuse_none
 from eval.benchmark import Answers, Benchmark, Needed, Published, Question, check_complete
 from eval.errors import EvalError
 from eval.files import ANEW, Row, read_object, row_of
 from eval.results import write_text
 from eval.scorers.mathvista import KEYS, MULTI_CHOICE, Problem, names_choice, normalise, report, shortcut
-from eval.scores import Mark, Score, Scored
+from eval.scores import Mark, Score, Scored, unscored
 
 SOURCE = "https://huggingface.co/datasets/AI4Math/MathVista"
 HIDDEN = ""  # stands where the answers of the test split would
@@ -91,7 +91,7 @@ def _prediction(text: str, problem: Problem) -> str | None:
 
 def _unclear(text: str, problem: Problem) -> bool:
     """Whether the official code would ask a model for an answer that is not plain to see."""
-    if shortcut(text, problem) is not None:
+    if isinstance(text, Final) or shortcut(text, problem) is not None:
         return False
     if problem.question_type == MULTI_CHOICE:
         return not names_choice(text, problem)
@@ -104,16 +104,14 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     check_complete(BENCHMARK, answered, answers)
     problems = {question.id: _problem(question.facts["row"]) for question in answered}
     read = {key: _prediction(answers[key], problem) for key, problem in problems.items()}
-    nothing = list(read.values()).count(None)
     if answered and all(question.gold is None for question in answered):
-        return Scored({}, {key: Mark(text, None) for key, text in read.items()}, nothing)
+        return unscored(read)
     right = {question.id: read[question.id] == question.gold for question in answered}
     table = report([(question.facts["keys"], right[question.id]) for question in answered])
     unclear = [key for key, problem in problems.items() if _unclear(answers[key], problem)]
     return Scored(
         _named(table),
         {key: Mark(text, float(right[key])) for key, text in read.items()},
-        nothing,
         {"unclear without a model": unclear},
     )
 
@@ -153,7 +151,7 @@ def read(path: Path) -> dict[str, str]:
     for pid, value in read_object(path, ANEW).items():
         row = row_of(value, f"{path}: problem {pid}", ANEW)
         tried = row.values.get("extraction")
-        answers[pid] = row.text("response") if tried is None else str(tried)
+        answers[pid] = row.text("response") if tried is None else Final(str(tried))
     refuse_none(path, answers)
     return answers
 

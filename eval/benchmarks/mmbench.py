@@ -20,7 +20,7 @@ from eval.errors import EvalError
 from eval.files import Row, read_table
 from eval.scorers.mmbench import BASE, Rotation, first_pass, hits, report
 from eval.scorers.options import NONE, infer
-from eval.scores import Mark, Score, Scored
+from eval.scores import Mark, Score, Scored, unscored
 from eval.unpack import unpack, write_bytes
 
 FILES = {"dev": "mmbench_dev_20230712.tsv", "test": "mmbench_test_20230712.tsv"}
@@ -132,10 +132,8 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     check_complete(BENCHMARK, questions, answers)
     read = {question.id: infer(answers[question.id], question.facts["choices"]) for question in questions}
     read = {key: None if letter == NONE else letter for key, letter in read.items()}
-    unparsable = list(read.values()).count(None)
     if any(question.gold is None for question in questions):
-        marks = {key: Mark(letter, None) for key, letter in read.items()}
-        return Scored({"Overall": Score.of(0, 0)}, marks, unparsable)
+        return unscored(read)
     rotations = [
         Rotation(
             int(question.id),
@@ -153,7 +151,7 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
         key: Mark(letter, float(hit[int(key)]) if int(key) in hit else None) for key, letter in read.items()
     }
     notes = {"first pass": first_pass(rotations).value, "groups": len(hit)}
-    return Scored(_scores(report(rotations, hit)), marks, unparsable, notes)
+    return Scored(_scores(report(rotations, hit)), marks, notes)
 
 
 def _scores(table: Mapping[str, Mapping[str, Score]]) -> dict[str, Score]:

@@ -118,8 +118,7 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     marks = {
         one.id: Mark(_usable(read[one.id]), float(read[one.id] == one.gold.lower())) for one in questions
     }
-    unparsable = sum(mark.read is None for mark in marks.values())
-    return Scored(scores, marks, unparsable, {"official": official})
+    return Scored(scores, marks, {"official": official})
 
 
 def _usable(read: str) -> str | None:

@@ -86,7 +86,6 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
             question.id: Mark(letters[question.id], float(letters[question.id] == question.gold))
             for question in questions
         },
-        list(letters.values()).count(None),
         {
             "average over subjects": unweighted(scores),
             "official": {name: f"{score.value or 0:.3f}" for name, score in scores.items()},

@@ -29,7 +29,7 @@ from eval.scorers.mmmu import (
     parse_choice,
     report,
 )
-from eval.scores import Mark, Score, Scored
+from eval.scores import Mark, Score, Scored, unscored
 from eval.unpack import picture, read_parquet, shards, unpack
 
 SOURCE = "https://huggingface.co/datasets/MMMU/MMMU"
@@ -134,9 +134,7 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     answered = [question for question in questions if question.id in answers]
     check_complete(BENCHMARK, answered, answers)
     if any(question.gold is None for question in answered):
-        read = {question.id: _read(question, answers[question.id]) for question in answered}
-        marks = {key: Mark(text, None) for key, text in read.items()}
-        return Scored({"Overall": Score.of(0, 0)}, marks, list(read.values()).count(None))
+        return unscored({question.id: _read(question, answers[question.id]) for question in answered})
     responses = [
         Response(
             one.id,
@@ -156,7 +154,6 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     return Scored(
         scores,
         {key: Mark(found.read, float(found.right)) for key, found in judged.items()},
-        len(unread),
         {
             "official": _rounded(scores),
             f"official, random where unread (seed {SEED})": _rounded(drawn),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,6 @@ def _question(id_: str, row: Row, folder: Path, shared: Mapping[str, Any]) -> Qu
     )
 
 
-def score(questions: Sequence[Question], answers: Answers) -> Scored:
-    """No scores: only a judge's grades have any."""
-    check_own("mmvet", questions, answers)
-    return unjudged(answers)
-
-
 def read(path: Path) -> dict[str, str]:
     """The official prediction file, id -> text; or LLaVA's answer lines, whose ids are the bare numbers."""
     if path.suffix == ".jsonl":
@@ -136,8 +131,6 @@ def review(
     questions: Sequence[Question], answers: Answers, judge: Judge, setting: Setting
 ) -> dict[str, list[Review]]:
     """The grades of every run."""
-    if setting.swapped:
-        raise EvalError("mmvet: a grade has no second answer to swap with; judge in one order")
     asked = _asked(questions, answers)
     texts = _messages(asked, answers)
     count = len(asked)
@@ -177,7 +170,6 @@ def score_reviews(questions: Sequence[Question], answers: Answers, reviews: Revi
     return Scored(
         scores=scores,
         marks=marks,
-        unparsable=sum(mark.read is None for mark in marks.values()),
         notes={
             **_warning(unread, sum(map(len, reviews.values()))),
             "official": official,
@@ -261,7 +253,7 @@ BENCHMARK = Benchmark(
     splits=("test", "bard_set"),
     needs=needs,
     load=load,
-    score=score,
+    score=partial(unjudged, "mmvet"),
     read=read,
     write=write,
     suffix=".json",
@@ -283,5 +275,5 @@ JUDGED = Judged(
     score=score_reviews,
     read=read_grades,
     write=write_grades,
-    suffix=".json",
+    swaps=False,
 )

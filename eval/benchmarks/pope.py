@@ -105,7 +105,7 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     if empty:
         notes["zero denominators"] = empty
     marks = {question.id: _mark(read[question.id], question) for question in questions}
-    return Scored(scores, marks, unparsable=0, notes=notes)
+    return Scored(scores, marks, notes)
 
 
 def _by_place(questions: Sequence[Question], answers: Answers) -> Answers:

@@ -79,7 +79,7 @@ def score_answers(questions: Sequence[Question], answers: Answers) -> Scored:
     }
     found = score(problems, options)
     marks = {pid: Mark(option, float(option == problems[pid].answer)) for pid, option in options.items()}
-    return Scored(found.categories, marks, found.unparsable)
+    return Scored(found.categories, marks)
 
 
 class Given(NamedTuple):
@@ -138,7 +138,7 @@ def score_llava(path: Path, given: Mapping[str, Given], problems: Sequence[Probl
         "without an answer, counted as wrong": len(missing),
     }
     marks = {pid: Mark(option, float(right[pid])) for pid, option in options.items()}
-    return Scored(found.categories, marks, found.unparsable, notes)
+    return Scored(found.categories, marks, notes)
 
 
 def read(path: Path) -> dict[str, str]:

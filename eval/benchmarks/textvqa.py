@@ -114,12 +114,11 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     values = [soft.accuracy for soft in found.values()]
     mean = Score.mean(values)
     marks = {key: Mark(soft.read or None, soft.accuracy) for key, soft in found.items()}
-    unparsable = sum(mark.read is None for mark in marks.values())
     official = {
         "Samples": len(values),
         "Accuracy": None if mean.value is None else round(100 * mean.value, 2),
     }
-    return Scored({"Accuracy": mean}, marks, unparsable, {"official": official})
+    return Scored({"Accuracy": mean}, marks, {"official": official})
 
 
 def read(path: Path) -> dict[str, str]:

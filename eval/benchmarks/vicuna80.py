@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.answer_files import check_own, llava_texts
-from eval.benchmark import Answers, Benchmark, Needed, Question
+from eval.answer_files import llava_texts
+from eval.benchmark import Benchmark, Needed, Question
 from eval.errors import EvalError
 from eval.files import Row
 from eval.judge import Request
 from eval.judged import fact, unjudged
-from eval.reviews import Comparing, by_id, pair_request, rule_notes, rules_of, write_texts
+from eval.reviews import Comparing, by_id, pair_request, rules_of, write_texts
 from eval.scorers.pairs import Rule, read_llava
-from eval.scores import Scored
 
 NAME = "vicuna80"
 TABLE = "github.com/haotian-liu/LLaVA, llava/eval/table"
@@ -66,12 +66,6 @@ def _text(row: Row) -> str:
     return turns[0]
 
 
-def score(questions: Sequence[Question], answers: Answers) -> Scored:
-    """No scores: only a judge's reviews have any."""
-    check_own(NAME, questions, answers)
-    return unjudged(answers)
-
-
 def _request(question: Question, answer: str, swapped: bool, draw: int) -> Request:
     rule: Rule = fact(question, "rule", NAME, "rule.json")
     return pair_request(question, rule, answer, swapped, draw)
@@ -83,7 +77,6 @@ COMPARING = Comparing(
     read=read_llava,
     category=lambda question: None,  # the summary script knows none for these files
     columns=("all", "first_x10", "second_x10"),
-    notes=rule_notes,
 )
 
 BENCHMARK = Benchmark(
@@ -94,7 +87,7 @@ BENCHMARK = Benchmark(
     splits=("test",),
     needs=needs,
     load=load,
-    score=score,
+    score=partial(unjudged, NAME),
     read=llava_texts,
     write=write_texts,
     suffix=".jsonl",

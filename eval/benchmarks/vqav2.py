@@ -20,7 +20,7 @@ from eval.errors import EvalError
 from eval.files import ANEW, Row, read_object, read_rows, row_of
 from eval.results import write_text
 from eval.scorers import vqa
-from eval.scores import Mark, Score, Scored
+from eval.scores import Mark, Score, Scored, unscored
 
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 PICTURES = {"val": "val2014", "test-dev": "test2015", "test": "test2015"}
@@ -93,8 +93,7 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
     """The official accuracies of val, over all of it and by type; nothing where answers are not public."""
     if any(question.gold is None for question in questions):
         read = {one.id: _uploaded(answers[one.id]) for one in questions if one.id in answers}
-        marks = {key: Mark(text or None, None) for key, text in read.items()}
-        return Scored({}, marks, sum(not text for text in read.values()))
+        return unscored({key: text or None for key, text in read.items()})
     check_complete(BENCHMARK, questions, answers)
     found = {one.id: vqa.official(_uploaded(answers[one.id]), one.gold) for one in questions}
     values = [found[one.id].accuracy for one in questions]
@@ -112,7 +111,7 @@ def score(questions: Sequence[Question], answers: Answers) -> Scored:
         raw = [vqa.official(answers[one.id], one.gold).accuracy for one in questions]
         notes["overall of answers that M4C did not normalise"] = _percent(raw)
     marks = {key: Mark(soft.read or None, soft.accuracy) for key, soft in found.items()}
-    return Scored(scores, marks, sum(mark.read is None for mark in marks.values()), notes)
+    return Scored(scores, marks, notes)
 
 
 def _uploaded(text: str) -> str:

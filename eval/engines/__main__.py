@@ -18,11 +18,10 @@ from data.commands import Parser, print_error
 from data.errors import DataError
 from eval.engines import opening
 from eval.errors import EvalError
-from mma.cli.base_options import OPTIONS
+from eval.run_command import add_base, given_base
 from mma.errors import AdapterError
 from models.errors import ModelError
 
-BASE = {"decoder": "folder of the decoder", **OPTIONS}
 OURS = ("--model", "--model_args")
 COMMANDS = {
     "lm_eval": ("lm_eval.__main__", "cli_evaluate"),
@@ -34,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one program and gives its exit code."""
     # What is unknown is the program's; our parser would call it wrong.
     options, rest = argparse.ArgumentParser.parse_known_args(_parser(), arguments)
-    given = {name: value for name, value in vars(options).items() if value is not None and name != "engine"}
+    own = {name: getattr(options, name) for name in ("adapter", "tokens_per_batch")}
+    given = {**given_base(options), **{name: value for name, value in own.items() if value is not None}}
     try:
         if named := [option for option in rest if option.partition("=")[0] in OURS]:
             raise EvalError(
@@ -69,9 +69,7 @@ def _parser() -> Parser:
     parser.add_argument("engine", choices=tuple(COMMANDS), help="the program")
     parser.add_argument("--adapter", metavar="RUN", help="an adapter folder or a run folder")
     parser.add_argument("--tokens_per_batch", metavar="N", help="tokens at once: memory and speed")
-    base = parser.add_argument_group("base", "a base alone, or what differs from the adapter's")
-    for name, meaning in BASE.items():
-        base.add_argument(f"--base.{name}", dest=name, metavar="VALUE", help=meaning)
+    add_base(parser)
     return parser
 
 

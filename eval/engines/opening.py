@@ -11,10 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.formats import FORMATS
-from eval.columns import adapter_folder, base_of
+from eval.columns import adapter_folder, base_of, device_of
 from eval.errors import EvalError
 from mma.storage import describe
 from models.build import BaseSettings, System, build_base, load
@@ -41,7 +39,7 @@ def open_system(settings: Mapping[str, Any], device: str | None = None) -> Syste
             f"model argument {unknown[0]!r} is unknown; known are adapter, {', '.join((*BASE, *NUMBERS))}"
         )
     base = {name: _as(BASE[name], value) for name, value in settings.items() if name in BASE}
-    device, folder = _device(device), named(settings)
+    device, folder = device_of(device or "auto"), named(settings)
     if folder is None:
         return build_base(BaseSettings(**base), device)
     return load(folder, base_of(describe(folder), base), device)
@@ -77,26 +75,17 @@ def template_of(system: System) -> str:
     return name
 
 
-def _whole_number(name: str, value: Any, least: int = 1) -> int:
+def _whole_number(name: str, value: Any) -> int:
     """A whole number that was handed over as a number or as text."""
     try:
         number = int(value)
     except (TypeError, ValueError):
-        number = least - 1
-    if number < least:
-        raise EvalError(f"model argument {name} is {value!r}; it must be a whole number of at least {least}")
+        number = 0
+    if number < 1:
+        raise EvalError(f"model argument {name} is {value!r}; it must be a whole number of at least 1")
     return number
 
 
 def _as(kind: Any, value: Any) -> Any:
     """A folder may be called 7, which the programs make a number of; and a number may come as text."""
     return str(value) if kind == "str" else int(value) if str(value).lstrip("-").isdigit() else value
-
-
-def _device(name: str | None) -> str:
-    available = torch.cuda.is_available()
-    if name is None or name == "auto":
-        return "cuda" if available else "cpu"
-    if name.startswith("cuda") and not available:
-        raise EvalError(f"--device {name}: PyTorch finds no CUDA device here; take --device cpu")
-    return name

@@ -96,17 +96,7 @@ def prompt(subject: str, shots: Sequence[Item], item: Item) -> str:
 
     Quirk: two blanks stand before the subject, because its words are joined with a blank in front.
     """
-    return _prompt(f" {subject}", shots, item)
-
-
-def harness_prompt(subject: str, shots: Sequence[Item], item: Item) -> str:
-    """The prompt of lm-evaluation-harness: one blank, and questions without blanks around them."""
-    bare = [one._replace(question=one.question.strip()) for one in (*shots, item)]
-    return _prompt(subject, bare[:-1], bare[-1])
-
-
-def _prompt(subject: str, shots: Sequence[Item], item: Item) -> str:
-    head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}."
+    head = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}."
     solved = [f"{_asked(shot)} {shot.answer}" for shot in shots]
     return "\n\n".join([head, *solved, _asked(item)])
 

@@ -1,14 +1,13 @@
 """How four public evaluators read an answer to a ScienceQA question; all letters, no randomness.
 
 Two of them replace an answer without a usable letter by a random option. Here such an answer names no
-option, and `expected_by_chance` says what the random replacement is worth on average. Knows neither
-problems nor files.
+option. Knows neither problems nor files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from data.scienceqa import LETTERS
 
@@ -63,8 +62,3 @@ def option(letter: str | None, choices: int) -> int | None:
     """The index of a letter, or None where the question has no such option."""
     index = choices if letter is None else LETTERS.index(letter)
     return index if index < choices else None
-
-
-def expected_by_chance(unread: Iterable[int]) -> float:
-    """How many right answers random options give on average, from the choices of each unread question."""
-    return sum((1 / choices for choices in unread), 0.0)

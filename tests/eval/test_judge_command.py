@@ -97,7 +97,8 @@ def test_a_model_of_ours(answers: Path, adapters: list[Path], capsys: pytest.Cap
     ("name", "rest", "message"),
     [
         ("pope", [], "pope needs no judge; `python -m eval score pope` scores its answers"),
-        ("mmvet", ["--swapped"], "--swapped: mmvet grades single answers, which have no order"),
+        ("mmvet", ["--swapped"], "--swapped: the judge of mmvet sees answers in one order alone"),
+        ("llava_bench_wilder", ["--swapped"], "--swapped: the judge of llava_bench_wilder sees"),
         ("llava_bench", ["--runs", "0"], "--runs is 0; it must be at least 1"),
         ("llava_bench", ["--url", "judge"], "'judge': not an address of a judge"),
     ],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from eval.__main__ import main
+from eval.answer_files import for_scoring
 from eval.benchmark import find
 from eval.errors import EvalError
 from eval.scores import Score
@@ -156,7 +159,9 @@ def test_answers_are_scored_without_pictures(
     assert "scores" in capsys.readouterr().out or benchmark.name != "llava_bench"
 
 
-def test_a_set_that_was_published_for_scoring(root: Path, tmp_path: Path) -> None:
+def test_a_set_that_was_published_for_scoring(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = json.loads((root / "problems.json").read_text())
     (tmp_path / "p.json").write_text(json.dumps({pid: row["answer"] for pid, row in rows.items()}))
     for row in rows.values():
@@ -166,3 +171,38 @@ def test_a_set_that_was_published_for_scoring(root: Path, tmp_path: Path) -> Non
     (root / "problems.json").write_text(json.dumps(rows))
     assert main(["score", str(tmp_path / "p.json"), "--data", str(root)]) == 0
     assert main(["scienceqa", "--data", str(root), "--adapter", "x", "--out", str(tmp_path / "o")]) == 2
+    assert "problem 1 has no field 'task'" in capsys.readouterr().err, "asking needs all of it"
+
+
+def test_scoring_unpacks_no_pictures(tmp_path: Path) -> None:
+    data = make_set("ai2d", tmp_path / "set")
+    with for_scoring():
+        questions = find("ai2d").load(data, "test", tmp_path / "unpacked")
+    assert questions and not (tmp_path / "unpacked").exists()
+
+
+def test_what_has_no_options_is_not_chosen(
+    pope: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = make_set("vqav2", tmp_path / "vqa")
+    for decode in ("choice", "both"):
+        words = [
+            "vqav2",
+            "--data",
+            str(data),
+            "--adapter",
+            "x",
+            "--out",
+            str(tmp_path / "o"),
+            "--decode",
+            decode,
+        ]
+        assert main(words) == 2
+        assert "vqav2 has no options to choose from; take --decode generate" in capsys.readouterr().err
+
+
+def test_commands_without_a_model_load_no_library_of_one() -> None:
+    code = "import sys, eval.__main__; print([m for m in ('open_clip', 'torchvision') if m in sys.modules])"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -10,7 +10,8 @@ import pytest
 
 from data.scienceqa import Problem
 from eval.benchmark import LETTER, SHORT, Question
-from eval.report_parts import Part, changed, earned, state
+from eval.compare import earned
+from eval.report_parts import Part, changed, state
 from eval.report_questions import choose, questions_section, spread, told_gold
 from eval.results import Prediction, Result
 from eval.scores import Scores
@@ -182,3 +183,10 @@ def test_the_right_answer_in_words(gold: object, told: str) -> None:
 
 def test_the_right_option_by_its_own_name() -> None:
     assert told_gold(1, Question("1", "", options=("Yes", "No"))) == "No"
+
+
+def test_a_picture_that_cannot_be_decoded_is_told(root: Path, problems: dict[str, Problem]) -> None:
+    """It may have been asked about with a grey one in its place."""
+    (root / "images" / "test" / "2" / "image.png").write_bytes(b"broken")
+    part = scienceqa_part(root, {"a": scienceqa_result(problems, dict.fromkeys(problems, 0))})
+    assert "is not a picture in a known format" in card(part, "2")

@@ -74,7 +74,7 @@ def test_a_result_file_is_written_and_can_be_rescored(
     assert result.settings["format"] == "QCM-A"
     assert result.settings["decode"] == "choice"
     assert result.digests.keys() == {
-        "base_digest", "tower_digest", "tokenizer_digest", "adapter", "data",
+        "base_digest", "tower_digest", "tokenizer_digest", "adapter", "data", "prompts",
     }  # fmt: skip
     assert main(["score", str(out), "--data", str(root), "--split", "test"]) == 0
     assert capsys.readouterr().out == result.scores.table() + "\n"

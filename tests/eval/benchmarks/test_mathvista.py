@@ -247,3 +247,15 @@ def test_hidden_answers_give_the_file_for_the_server(folder: Path, tmp_path: Pat
     content = json.loads((tmp_path / "out.json").read_text())
     assert list(content) == list(rows)
     assert all(row["true_false"] is None and row["response"] == "The answer is 3" for row in content.values())
+
+
+def test_extractions_are_not_unclear_to_a_model(folder: Path, tmp_path: Path) -> None:
+    rows = json.loads((folder / "testmini.json").read_text())
+    answers = {
+        pid: {**row, "response": "Well, hard to say.", "extraction": row["answer"]}
+        for pid, row in rows.items()
+    }
+    (tmp_path / "result.json").write_text(json.dumps(answers))
+    questions = MATHVISTA.load(folder, "testmini", tmp_path)
+    scored = MATHVISTA.score(questions, MATHVISTA.read(tmp_path / "result.json"))
+    assert scored.notes["unclear without a model"] == []

@@ -12,7 +12,6 @@ from eval.scorers.mmlu import (
     CATEGORIES,
     SUBJECTS,
     Item,
-    harness_prompt,
     letter_of,
     prompt,
     read_letter,
@@ -143,10 +142,6 @@ def test_the_two_prompts_differ_in_blanks_only() -> None:
     assert prompt("us_foreign_policy", [shot], item) == (
         "The following are multiple choice questions (with answers) about  us foreign policy.\n\n"
         " Shot? \nA. a\nB. b\nC. c\nD. d\nAnswer: C\n\nItem?\n\nA. w\nB. x\nC. y\nD. z\nAnswer:"
-    )
-    assert harness_prompt("us_foreign_policy", [shot], item) == (
-        "The following are multiple choice questions (with answers) about us foreign policy.\n\n"
-        "Shot?\nA. a\nB. b\nC. c\nD. d\nAnswer: C\n\nItem?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
     )
     assert prompt("virology", [], item).startswith("The following are multiple choice questions")
 

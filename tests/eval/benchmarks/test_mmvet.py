@@ -181,13 +181,6 @@ def test_judging_without_the_examples_is_refused_but_loading_is_not(folder: Path
     assert JUDGED.score(questions, ANSWERS, reviewed()).notes["preamble_sha256"] is None
 
 
-def test_there_is_no_other_order(folder: Path) -> None:
-    with pytest.raises(EvalError, match="no second answer to swap with"):
-        JUDGED.review(
-            load("mmvet", folder), ANSWERS, ScriptedJudge(lambda request: "1"), Setting(swapped=True)
-        )
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

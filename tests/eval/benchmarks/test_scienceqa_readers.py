@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eval.scorers.scienceqa import READERS, expected_by_chance, option
+from eval.scorers.scienceqa import READERS, option
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,3 @@ def test_letters_beyond_the_choices_are_no_option() -> None:
     assert option("B", 2) == 1
     assert option("C", 2) is None
     assert option(None, 4) is None
-
-
-def test_random_options_are_worth_their_chance() -> None:
-    assert expected_by_chance([2, 4, 4]) == 1.0
-    assert expected_by_chance([]) == 0.0
